@@ -1,0 +1,1 @@
+"""The hub's adapters: its database, bus and bucket, each behind a narrow interface."""

@@ -1,0 +1,1 @@
+"""The hub's entry points: commands, settings from the environment, exit codes."""

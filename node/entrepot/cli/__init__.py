@@ -1,0 +1,1 @@
+"""The node's entry points: commands, settings from the environment, exit codes."""

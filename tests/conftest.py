@@ -1,0 +1,65 @@
+"""What every test gets: a guard against blocking the event loop, an empty home, one profile of hypothesis."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster
+from hypothesis import settings
+
+settings.register_profile("ci", deadline=None, derandomize=False, max_examples=50)
+settings.register_profile("long", parent=settings.get_profile("ci"), max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+#: Settings of whoever runs the tests, which must not reach what is tested.
+_FOREIGN = ("AWS_", "AZURE_", "ENTREPOT_", "GOOGLE_", "NATS_")
+_HOMES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
+
+_guard: BlockBuster | None = None
+
+
+def _blocking_guard() -> BlockBuster:
+    """The guard of this process: made once, since making one looks up some sixty functions."""
+    global _guard
+    if _guard is None:
+        _guard = BlockBuster(scanned_modules=["entrepot", "entrepot_hub"])
+    return _guard
+
+
+@pytest.fixture(autouse=True)
+def guard_against_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Calls that block raise BlockingError when our code makes them on an event loop; in threads they may.
+
+    A test marked ``blocking`` goes without, for instance to look at files between two awaits of our code.
+    """
+    if request.node.get_closest_marker("blocking") is not None:
+        yield
+        return
+    guard = _blocking_guard()
+    guard.activate()
+    try:
+        yield
+    finally:
+        guard.deactivate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_home() -> Iterator[Path]:
+    """A home of this process's own, under a short path (for sockets), without foreign settings."""
+    home = Path(tempfile.mkdtemp(prefix="entrepot-"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_FOREIGN):
+                patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        for name in _HOMES:
+            folder = home / name.lower()
+            folder.mkdir(mode=0o700)
+            patch.setenv(name, str(folder))
+        yield home
+    shutil.rmtree(home, ignore_errors=True)
