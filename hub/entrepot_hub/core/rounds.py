@@ -1,0 +1,577 @@
+"""The hub's soft state: who wants a stream, who offers it, whom to ask, and who shall upload which object.
+
+:class:`Rounds` is told what happened and when, and answers with what to do next. It keeps nothing that matters: the
+ledger decides whether a proposal becomes a grant, any hub may restart a round from the wants in the ledger, and a lost
+message is made good by the next seek, want or offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from entrepot.core.errors import EntrepotError, NotFound, RetryLater
+from entrepot.core.exchange.settings import ExchangeSettings
+from entrepot.core.geometry import Geometry
+from entrepot.core.identifiers import Opening, StreamId
+from entrepot.core.keys import object_key
+from entrepot.core.lock import SchemaLock
+from entrepot.core.messages import MAX_OBJECTS
+from entrepot.core.placement import choose, weight
+from entrepot.core.ranges import Pair, clip, front, holds
+from entrepot_hub.core.ledger import (
+    GrantOutcome,
+    GrantRecord,
+    GrantStatus,
+    HolderRecord,
+    ObjectRef,
+    ObjectStatus,
+    ObjectView,
+    Proposal,
+    Refusal,
+    WantOrder,
+    WantRecord,
+)
+
+type Session = tuple[str, str]
+
+#: Objects that a kept want with no living asker has in its window.
+KEPT_WINDOW = 64
+#: A want that was not heard again for so long has no living asker.
+ASKER_LIFE = 90.0
+#: Pause before a proposal that found no room, or an object just leaving, is made again.
+ROOM_PAUSE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SendSeek:
+    """Ask these nodes, or (None) the ``sample`` / 65536 part of the whole channel."""
+
+    channel: str
+    lock: SchemaLock
+    stream: bytes
+    nodes: tuple[str, ...] | None
+    sample: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Put these to the ledger and report by :meth:`Rounds.judged`."""
+
+    proposals: tuple[Proposal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendGrant:
+    """Tell the session about its grant."""
+
+    grant: GrantRecord
+    opening: Opening
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """The channel lacks so many bytes: evict, then report by :meth:`Rounds.roomier`."""
+
+    channel: str
+    short: int
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the stream's readers how these objects stand."""
+
+    refs: tuple[ObjectRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """A stream's opening came to be known: tell its readers."""
+
+    channel: str
+    stream: bytes
+    opening: Opening
+
+
+type Effect = Introduce | SendSeek | Propose | SendGrant | MakeRoom | Announce
+
+
+@dataclass(slots=True)
+class _Offer:
+    ranges: tuple[Pair, ...]
+    slots: int
+    heard_at: float
+    reserved: int = 0  # proposals on their way to the ledger
+
+
+@dataclass(slots=True)
+class _Live:
+    session: Session
+    grant: GrantRecord
+    accepted: bool
+    sent_at: float
+
+
+@dataclass(slots=True)
+class _Round:
+    lock: SchemaLock
+    opening: Opening | None
+    started_at: float
+    members: int = 1
+    wants: dict[str, tuple[WantOrder, float]] = field(default_factory=dict)
+    holders: list[HolderRecord] = field(default_factory=list)
+    ready: set[int] = field(default_factory=set)
+    live: dict[int, _Live] = field(default_factory=dict)
+    proposed: dict[int, Session] = field(default_factory=dict)
+    offers: dict[Session, _Offer] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, float] = field(default_factory=dict)
+    window_end: float | None = None
+    seek_at: float = 0.0
+    seeks: int = 0
+    calm: bool = False  # nothing is to be sought now: ``seek_at`` is when offers want refreshing
+    stepped_at: float = 0.0
+    due: float | None = 0.0  # when the round wants a tick
+    unmet_since: float | None = None
+    pause_until: float = 0.0
+    over: int = 0
+    trouble: EntrepotError | None = None
+
+
+class Rounds:
+    """All rounds of one hub instance. ``token`` gives 16 unguessable bytes; ``now`` is seconds since the epoch."""
+
+    def __init__(self, settings: ExchangeSettings, token: Callable[[], bytes]) -> None:
+        self._settings = settings
+        self._token = token
+        self._rounds: dict[tuple[str, bytes], _Round] = {}
+        self._uplinks: dict[str, float] = {}
+
+    # -- what happened ------------------------------------------------------------------------------------------
+
+    def wanted(
+        self,
+        order: WantOrder,
+        lock: SchemaLock,
+        opening: Opening | None,
+        views: Iterable[ObjectView],
+        holders: Sequence[HolderRecord],
+        members: int,
+        now: float,
+    ) -> list[Effect]:
+        """A node wants objects; ``views`` is how the ledger sees them now."""
+        key = (order.channel, order.stream)
+        found = self._rounds.get(key)
+        if found is None or found.lock != lock:
+            found = self._rounds[key] = _Round(lock, opening, now)
+        found.opening = found.opening or opening
+        found.members = members
+        found.holders = list(holders)
+        found.wants[order.node] = (order, now)
+        for view in views:
+            self._see(found, view, now)
+        return self._step(key, found, now)
+
+    def restored(self, want: WantRecord, lock: SchemaLock, opening: Opening | None, now: float) -> list[Effect]:
+        """A want that the ledger kept, found again after a start: its round begins anew."""
+        key = (want.order.channel, want.order.stream)
+        if key in self._rounds and want.order.node in self._rounds[key].wants:
+            return []
+        found = self._rounds.setdefault(key, _Round(lock, opening, now))
+        found.wants[want.order.node] = (want.order, want.heard_at)
+        return self._step(key, found, now)
+
+    def came(self, channel: str, stream: bytes, node: str, opening: Opening, now: float) -> list[Effect]:
+        """A node says it now holds the stream: if somebody waits for it, it is asked at once."""
+        found = self._rounds.get((channel, stream))
+        if found is None or found.unmet_since is None:
+            return []
+        first: list[Effect] = []
+        if found.opening is None:
+            found.opening = opening
+            first.append(Introduce(channel, stream, opening))
+        return [*first, SendSeek(channel, found.lock, stream, (node,))]
+
+    def unwanted(self, channel: str, stream: bytes, node: str) -> None:
+        """The node no longer wants the stream."""
+        found = self._rounds.get((channel, stream))
+        if found is not None:
+            found.wants.pop(node, None)
+            found.due = found.stepped_at
+
+    def offered(
+        self,
+        channel: str,
+        stream: bytes,
+        session: Session,
+        opening: Opening,
+        ranges: Sequence[Pair],
+        slots: int,
+        now: float,
+    ) -> list[Effect]:
+        """A session offers objects; the opening is proved against the stream id already."""
+        key = (channel, stream)
+        found = self._rounds.get(key)
+        if found is None:
+            return []
+        first: list[Effect] = []
+        if found.opening is None:
+            found.opening = opening
+            first.append(Introduce(channel, stream, opening))
+        before = found.offers.get(session)
+        found.offers[session] = _Offer(tuple(ranges), slots, now, 0 if before is None else before.reserved)
+        if found.window_end is None and not found.live and not found.proposed:
+            found.window_end = now + self._settings.offer_window
+        found.trouble = None
+        return first + self._step(key, found, now)
+
+    def judged(self, outcomes: Sequence[GrantOutcome], now: float) -> list[Effect]:
+        """What the ledger made of proposals."""
+        effects: list[Effect] = []
+        touched: dict[tuple[str, bytes], _Round] = {}
+        short: dict[str, int] = {}
+        for outcome in outcomes:
+            ref = outcome.proposal.ref
+            key = (ref.channel, ref.stream)
+            found = self._rounds.get(key)
+            if found is None:
+                continue
+            touched[key] = found
+            session = found.proposed.pop(ref.number, None)
+            offer = None if session is None else found.offers.get(session)
+            if offer is not None:
+                offer.reserved -= 1
+            if outcome.refusal is None and outcome.grant is not None:
+                found.over = 0
+                if offer is not None:
+                    offer.slots -= 1
+                self._live(found, outcome.grant, now)
+                if found.opening is not None:
+                    effects.append(SendGrant(outcome.grant, found.opening))
+                effects.append(Announce((ref,)))
+            elif outcome.refusal is Refusal.HELD and outcome.grant is not None:
+                self._live(found, outcome.grant, now)
+            elif outcome.refusal is Refusal.READY:
+                found.ready.add(ref.number)
+                effects.append(Announce((ref,)))
+            else:
+                found.pause_until = now + ROOM_PAUSE
+                if outcome.refusal is Refusal.OVER:
+                    found.over = outcome.short
+                    short[ref.channel] = max(short.get(ref.channel, 0), outcome.short)
+        effects += [MakeRoom(channel, count) for channel, count in short.items()]
+        for key, found in touched.items():
+            effects += self._step(key, found, now)
+        return effects
+
+    def roomier(self, channel: str, now: float) -> list[Effect]:
+        """Bytes came free in the channel: rounds that waited for room try again."""
+        effects: list[Effect] = []
+        for key, found in list(self._rounds.items()):
+            if key[0] == channel and found.pause_until > now:
+                found.pause_until = now
+                effects += self._step(key, found, now)
+        return effects
+
+    def accepted(self, grant: GrantRecord) -> None:
+        """The session took its grant."""
+        live = self._live_of(grant)
+        if live is not None:
+            live.accepted = True
+            found = self._rounds[grant.ref.channel, grant.ref.stream]
+            found.due = self._due(found)
+
+    def ended(self, grant: GrantRecord, error: EntrepotError | None, now: float) -> list[Effect]:
+        """A grant is over without a ready object: it passes on. ``error`` says why, if that is the provider's doing."""
+        key = (grant.ref.channel, grant.ref.stream)
+        found = self._rounds.get(key)
+        if found is None:
+            return []
+        live = found.live.get(grant.ref.number)
+        if live is not None and live.grant.grant == grant.grant:
+            del found.live[grant.ref.number]
+            self._give_back(found, live.session)
+        gentle = error is not None and error.kind in {"busy", "cancelled"}
+        if gentle:
+            found.offers.pop((grant.node, grant.session), None)
+        elif error is not None:
+            found.trouble = error
+            count = found.failures[grant.node] = found.failures.get(grant.node, 0) + 1
+            if count >= self._settings.failures:
+                found.excluded[grant.node] = now + self._settings.exclusion
+                found.failures[grant.node] = 0
+        return self._step(key, found, now)
+
+    def arrived(self, ref: ObjectRef, grant: GrantRecord | None, now: float) -> list[Effect]:
+        """An object is ready; ``grant`` is the one that brought it."""
+        if grant is not None and grant.accepted_at and now > grant.accepted_at:
+            measured = grant.length / (now - grant.accepted_at)
+            before = self._uplinks.get(grant.node, measured)
+            self._uplinks[grant.node] = before + 0.3 * (measured - before)
+        key = (ref.channel, ref.stream)
+        found = self._rounds.get(key)
+        if found is None:
+            return []
+        live = found.live.pop(ref.number, None)
+        if live is not None:
+            self._give_back(found, live.session)
+        if grant is not None:
+            found.failures.pop(grant.node, None)
+        found.ready.add(ref.number)
+        return [Announce((ref,)), *self._step(key, found, now)]
+
+    def vanished(self, ref: ObjectRef, now: float) -> list[Effect]:
+        """A ready object is gone (evicted, missing, bad): whoever wants it has it sought again."""
+        key = (ref.channel, ref.stream)
+        found = self._rounds.get(key)
+        if found is None or ref.number not in found.ready:
+            return []
+        found.ready.discard(ref.number)
+        return self._step(key, found, now)
+
+    def departed(self, session: Session, now: float) -> None:
+        """The session disconnected for good: its offers are worth nothing. Its grants end by their leases."""
+        for found in self._rounds.values():
+            if found.offers.pop(session, None) is not None:
+                found.seek_at, found.seeks, found.calm = now, 0, False
+                found.due = now
+
+    def excluded(self, channel: str, stream: bytes, node: str, now: float) -> None:
+        """The node served a bad object: it provides nothing of this stream for a while."""
+        found = self._rounds.get((channel, stream))
+        if found is not None:
+            found.excluded[node] = now + self._settings.exclusion
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time passed: windows close, seeks repeat, grants are sent again, dead rounds go."""
+        effects: list[Effect] = []
+        for key, found in list(self._rounds.items()):
+            if found.due is None or now < found.due:
+                continue
+            effects += self._step(key, found, now)
+            if not found.wants and not found.live and not found.proposed:
+                del self._rounds[key]
+        return effects
+
+    def timer(self) -> float | None:
+        """When :meth:`tick` wants to be called next."""
+        return min((found.due for found in self._rounds.values() if found.due is not None), default=None)
+
+    def _due(self, found: _Round) -> float | None:
+        times = [order.until for order, _ in found.wants.values()]
+        times += [live.sent_at + self._settings.resend for live in found.live.values() if not live.accepted]
+        if found.window_end is not None:
+            times.append(found.window_end)
+        elif found.unmet_since is not None:
+            times += [t for t in (found.seek_at, found.pause_until) if t > found.stepped_at]
+        if not found.wants and not found.live and not found.proposed:
+            times.append(found.stepped_at)
+        return min(times, default=None)
+
+    # -- what to say --------------------------------------------------------------------------------------------
+
+    def interested(self, ref: ObjectRef, now: float) -> tuple[str, ...]:
+        """Nodes whose window holds the object."""
+        found = self._rounds.get((ref.channel, ref.stream))
+        if found is None:
+            return ()
+        return tuple(
+            node
+            for node, (order, heard) in found.wants.items()
+            if now < order.until and ref.number in self._window(found, order, heard, now)
+        )
+
+    def reason(self, channel: str, stream: bytes, now: float) -> EntrepotError | None:
+        """Why the stream's unmet objects are still unmet, if that is worth saying."""
+        found = self._rounds.get((channel, stream))
+        if found is None or found.unmet_since is None:
+            return None
+        if found.over:
+            return RetryLater(
+                "the channel's bucket is full of objects that are being read or uploaded",
+                kind="over-quota",
+                hint="It goes on when readers finish; the owner can raise the quota.",
+                short=found.over,
+            )
+        usable = [s for s, offer in found.offers.items() if self._usable(found, s[0], offer, now)]
+        if usable:
+            return None
+        if found.trouble is not None:
+            return found.trouble
+        return self._nobody(found)
+
+    def quiet(self, channel: str, stream: bytes, now: float) -> bool:
+        """Whether nobody has offered the stream for a while, so that asking often is no use."""
+        found = self._rounds.get((channel, stream))
+        return found is not None and not found.offers and not found.live and now > found.started_at + 5.0
+
+    # -- how ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _nobody(found: _Round) -> NotFound:
+        if not found.holders:
+            return NotFound(
+                "no node that is online has this stream, and none ever said it had",
+                kind="no-holder",
+                hint="Ask whoever gave you the URI to run `entrepot up` on a machine that has it.",
+            )
+        last = found.holders[0]
+        return NotFound(
+            f"no node that is online has this stream; {last.name} had it last",
+            kind="no-holder",
+            hint=f"Ask for `entrepot up` on {last.name}, or wait for it with --wait 10m.",
+            last_holder=last.name,
+            last_seen=last.seen_at,
+        )
+
+    def _see(self, found: _Round, view: ObjectView, now: float) -> None:
+        number = view.record.ref.number
+        if view.record.status is ObjectStatus.READY:
+            found.ready.add(number)
+        else:
+            found.ready.discard(number)
+        if view.grant is not None:
+            if number not in found.live:
+                self._live(found, view.grant, now)
+        else:
+            live = found.live.pop(number, None)
+            if live is not None:
+                self._give_back(found, live.session)
+
+    def _live(self, found: _Round, grant: GrantRecord, now: float) -> None:
+        accepted = grant.status is GrantStatus.ACCEPTED
+        found.live[grant.ref.number] = _Live((grant.node, grant.session), grant, accepted, now)
+
+    def _live_of(self, grant: GrantRecord) -> _Live | None:
+        found = self._rounds.get((grant.ref.channel, grant.ref.stream))
+        live = None if found is None else found.live.get(grant.ref.number)
+        return live if live is not None and live.grant.grant == grant.grant else None
+
+    @staticmethod
+    def _give_back(found: _Round, session: Session) -> None:
+        offer = found.offers.get(session)
+        if offer is not None:
+            offer.slots += 1
+
+    def _window(self, found: _Round, order: WantOrder, heard: float, now: float) -> tuple[int, ...]:
+        if found.opening is None:
+            return front(order.ranges, order.window)
+        count = Geometry(found.opening.length, found.lock).object_count
+        kept = order.keep and now > heard + ASKER_LIFE
+        ranges = clip(order.ranges, count)
+        if kept:
+            left = (n for pair in ranges for n in range(pair[0], pair[1] + 1) if n not in found.ready)
+            return tuple(n for n, _ in zip(left, range(KEPT_WINDOW), strict=False))
+        return front(ranges, order.window)
+
+    def _needed(self, found: _Round, now: float) -> list[int]:
+        """Objects to be granted, the front of every reader first."""
+        if found.opening is None:
+            return []
+        ranks: dict[int, int] = {}
+        for order, heard in found.wants.values():
+            for rank, number in enumerate(self._window(found, order, heard, now)):
+                if number in found.ready or number in found.live or number in found.proposed:
+                    continue
+                ranks[number] = min(rank, ranks.get(number, rank))
+        return sorted(ranks, key=lambda number: (ranks[number], number))
+
+    def _usable(self, found: _Round, node: str, offer: _Offer, now: float) -> bool:
+        return now < offer.heard_at + self._settings.offer_life and now >= found.excluded.get(node, 0.0)
+
+    def _step(self, key: tuple[str, bytes], found: _Round, now: float) -> list[Effect]:
+        effects = self._go_on(key, found, now)
+        found.due = self._due(found)
+        return effects
+
+    def _go_on(self, key: tuple[str, bytes], found: _Round, now: float) -> list[Effect]:
+        found.stepped_at = now
+        for node, (order, _) in list(found.wants.items()):
+            if now >= order.until:
+                del found.wants[node]
+        effects = self._again(found, now)
+        if not found.wants:
+            found.unmet_since = found.window_end = None
+            return effects
+        needed = self._needed(found, now)
+        if not needed and found.opening is not None:
+            found.unmet_since = None
+            found.seeks = 0
+            return effects
+        if found.unmet_since is None:
+            found.unmet_since = now
+        if found.window_end is not None:
+            if now < found.window_end:
+                return effects
+            found.window_end = None
+        lacking = needed
+        if now >= found.pause_until:
+            proposals, lacking = self._assign(key, found, needed, now)
+            if proposals:
+                effects.append(Propose(proposals))
+        return effects + self._seek(key, found, lacking, now)
+
+    def _again(self, found: _Round, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for live in found.live.values():
+            if not live.accepted and found.opening is not None and now >= live.sent_at + self._settings.resend:
+                live.sent_at = now
+                effects.append(SendGrant(live.grant, found.opening))
+        return effects
+
+    def _assign(
+        self, key: tuple[str, bytes], found: _Round, needed: list[int], now: float
+    ) -> tuple[tuple[Proposal, ...], list[int]]:
+        """Proposals for what somebody can upload now, and the objects that nobody offers at all."""
+        if found.opening is None:
+            return (), needed
+        geometry = Geometry(found.opening.length, found.lock)
+        offers = {s: o for s, o in found.offers.items() if self._usable(found, s[0], o, now)}
+        proposals: list[Proposal] = []
+        lacking: list[int] = []
+        for number in needed[:MAX_OBJECTS]:
+            able = {s: o for s, o in offers.items() if holds(o.ranges, number)}
+            if not able:
+                lacking.append(number)
+                continue
+            free = {s: o for s, o in able.items() if o.slots > o.reserved}
+            name = object_key("", found.lock.id, StreamId(key[1]), number)
+            nodes = {s[0] for s in free}
+            node = choose(name, [(n, weight(self._uplinks.get(n))) for n in nodes])
+            if node is None:
+                continue
+            session = max((s for s in free if s[0] == node), key=lambda s: (free[s].slots - free[s].reserved, s))
+            free[session].reserved += 1
+            found.proposed[number] = session
+            size = geometry.object_length(number)
+            proposals.append(
+                Proposal(
+                    ref=ObjectRef(key[0], found.lock.id, key[1], number),
+                    grant=self._token(),
+                    node=session[0],
+                    session=session[1],
+                    size=size,
+                    lease_until=now + self._settings.lease + size / 100e6,
+                )
+            )
+        return tuple(proposals), lacking
+
+    def _seek(self, key: tuple[str, bytes], found: _Round, lacking: list[int], now: float) -> list[Effect]:
+        settings = self._settings
+        fresh = [o for s, o in found.offers.items() if self._usable(found, s[0], o, now)]
+        refresh_at = max((o.heard_at for o in fresh), default=0.0) + settings.offer_refresh
+        if fresh and not lacking and now < refresh_at:
+            found.seek_at, found.seeks, found.calm = refresh_at, 0, True
+            return []
+        if found.calm:
+            found.seek_at, found.calm = now, False
+        if now < found.seek_at:
+            return []
+        pause = min(settings.seek_again * 2.0**found.seeks, settings.seek_again_most)
+        found.seek_at = now + pause
+        found.seeks += 1
+        known = tuple(h.node for h in found.holders if h.node not in found.wants)[: settings.known_holders]
+        if known and found.seeks == 1:
+            return [SendSeek(key[0], found.lock, key[1], known)]
+        sample = min(65536 * 64 * 4 ** (found.seeks - 1) // max(found.members, 1), 65536)
+        return [SendSeek(key[0], found.lock, key[1], None, max(sample, 1))]

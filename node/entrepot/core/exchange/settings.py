@@ -1,0 +1,51 @@
+"""What the exchange waits for and how much it does at once: one table of defaults, in seconds and counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeSettings:
+    """Settings of the exchange, shared by hub, provider and requester. All times in seconds."""
+
+    #: A want ends after so long without a verified byte.
+    want_deadline: float = 60.0
+    #: A lease ends after so long without enough growing bytes.
+    lease: float = 10.0
+    #: How long a signed PUT URL can be used.
+    put_url: float = 900.0
+    #: How long a signed GET URL can be used; also the longest read lease.
+    get_url: float = 600.0
+    #: How long after its end a PUT that began in time may still land.
+    put_grace: float = 300.0
+    #: Objects that a requester wants beyond those it is fetching.
+    window: int = 8
+    #: Objects that a requester fetches at once.
+    fetches: int = 4
+    #: Objects that a provider uploads at once.
+    slots: int = 4
+    #: Grants that a provider keeps waiting for a slot before it calls itself busy.
+    queue: int = 8
+    #: How long the hub gathers offers before it chooses.
+    offer_window: float = 0.010
+    #: An offer is good for so long; it is asked for again after ``offer_refresh``.
+    offer_life: float = 20.0
+    offer_refresh: float = 10.0
+    #: The lease of a session that disconnected ends after so long.
+    disconnect_grace: float = 2.0
+    #: Bytes/s below which progress does not renew a lease.
+    floor_rate: float = 16_384.0
+    #: So many failures exclude a provider from a stream for ``exclusion``.
+    failures: int = 2
+    exclusion: float = 60.0
+    #: A grant that was not accepted is sent again after so long.
+    resend: float = 0.5
+    #: First and longest pause between two seeks for a stream that nobody offers.
+    seek_again: float = 0.25
+    seek_again_most: float = 15.0
+    #: Known holders that are asked before the whole channel is.
+    known_holders: int = 8
+    #: First and longest time after which a requester asks again.
+    again: float = 1.0
+    again_most: float = 60.0
