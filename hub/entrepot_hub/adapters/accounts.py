@@ -1,0 +1,177 @@
+"""Who may connect and who is connected: the hub's hand on the NATS accounts, over a system-account bus.
+
+Revocation: an account JWT that lists the node is pushed to the servers, which confirm it, end the node's
+connections and refuse its JWTs issued up to that second. The list of revocations is the caller's (the hub's
+database is the truth, and several hubs share it): every push carries the whole list, so a push repeated or
+out of order heals.
+
+Events: the servers publish each connect and disconnect of the account. ``client.user`` in them is the node's
+key and ``client.name`` the name that the session gave its connection (tried with nats-server 2.15). A planned
+reconnect shows as a disconnect and a connect of the same session; both are delivered, in the order of the
+server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from entrepot.adapters.bus import Bus, Message, Subscription
+from entrepot.core.errors import InvalidInput, RetryLater
+from entrepot.core.nkeys import KeyKind, decode_public
+from entrepot.core.subjects import check_node, parse_connection_name
+from entrepot_hub.core.nats_identity import NatsIdentity
+
+UPDATE: Final = "$SYS.REQ.CLAIMS.UPDATE"
+_EVENTS: Final = {"CONNECT": True, "DISCONNECT": False}
+_PENDING: Final = 65536  # events: all nodes of a server may come back at once
+_CONFIRMED: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionEvent:
+    """A connection of a node began or ended.
+
+    ``session`` and ``kind`` are what the connection's name says, None when it is no name of a session.
+    ``connection`` tells the connections of one session apart: a disconnect counts only for the connection it
+    names.
+    """
+
+    node: str
+    session: str | None
+    kind: str | None
+    connected: bool
+    reason: str
+    connection: str
+
+
+class _Server(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Client(msgspec.Struct, frozen=True):
+    id: int
+    user: str = ""
+    name: str = ""
+
+
+class _Event(msgspec.Struct, frozen=True):
+    server: _Server
+    client: _Client
+    reason: str = ""
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    code: int = 0
+    message: str = ""
+    description: str = ""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    data: _Outcome | None = None
+    error: _Outcome | None = None
+
+
+class Accounts:
+    """Pushes the application account and tells who connects. The bus is started and closed by the caller.
+
+    ``clock`` gives unix seconds, ``life`` is that of the longest-lived node JWT in seconds: a revocation
+    older than that has nothing left to kill and is not pushed any more.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        identity: NatsIdentity,
+        *,
+        clock: Callable[[], float],
+        life: float = 3600.0,
+        timeout: float = 5.0,
+    ) -> None:
+        self._bus = bus
+        self._identity = identity
+        self._clock = clock
+        self._life = life
+        self._timeout = timeout
+        self._revoked: dict[str, int] = {}
+
+    @property
+    def revocations(self) -> Mapping[str, int]:
+        """The revocations that this process knows of: node to unix second."""
+        return dict(self._revoked)
+
+    def load(self, revocations: Mapping[str, float]) -> None:
+        """Take over revocations from the database (node to unix seconds); the later one counts. Pushes
+        nothing.
+        """
+        for node, at in revocations.items():
+            check_node(node)
+            self._revoked[node] = max(int(at), self._revoked.get(node, 0))
+        oldest = self._clock() - self._life - 60
+        self._revoked = {node: at for node, at in self._revoked.items() if at > oldest}
+
+    async def push(self) -> None:
+        """Have the servers take the account as it is now; safe to repeat, and due whenever the bus came up.
+
+        Raises RetryLater when no server confirms.
+        """
+        self.load({})
+        await self.push_account(self._identity.account_jwt(self._clock(), self._revoked))
+
+    async def push_account(self, jwt: str) -> None:
+        """Have the servers take this account JWT. Raises RetryLater when none confirms."""
+        payload = await self._bus.request(UPDATE, jwt.encode("ascii"), self._timeout)
+        try:
+            answer = msgspec.json.decode(payload, type=_Answer)
+        except msgspec.MsgspecError as error:
+            raise InvalidInput("the NATS server's answer is unreadable", kind="invalid-message") from error
+        if answer.data is None or answer.data.code != _CONFIRMED:
+            why = "" if answer.error is None else answer.error.description[:500]
+            raise RetryLater(f"the NATS server does not take the account: {why}", kind="retry-later")
+
+    async def revoke(self, node: str, at: float | None = None) -> int:
+        """Revoke all JWTs of a node issued up to ``at`` (now), end its connections; idempotent.
+
+        Returns the second of the revocation: a new JWT for a node let in again must be issued later
+        (``NatsIdentity.user_jwt(…, after=…)``). Raises RetryLater when no server confirmed: the revocation is
+        kept and goes with the next push.
+        """
+        moment = int(self._clock() if at is None else at)
+        self.load({node: moment})
+        await self.push()
+        return moment
+
+    async def listen(self, callback: Callable[[ConnectionEvent], Awaitable[None] | None]) -> Subscription:
+        """Have ``callback`` called with each connect and disconnect of a node, one after the other."""
+
+        def handle(message: Message) -> Awaitable[None] | None:
+            event = self._event(message)
+            return None if event is None else callback(event)
+
+        account = self._identity.account.public
+        # One subscription for both: two would lose the order between them.
+        return await self._bus.subscribe(f"$SYS.ACCOUNT.{account}.*", handle, pending=_PENDING)
+
+    def _event(self, message: Message) -> ConnectionEvent | None:
+        connected = _EVENTS.get(message.subject.rpartition(".")[2])
+        if connected is None:
+            return None
+        try:
+            event = msgspec.json.decode(message.payload, type=_Event)
+        except msgspec.MsgspecError as error:
+            raise InvalidInput("the NATS server's event is unreadable", kind="invalid-message") from error
+        if event.client.user == self._identity.hub_user.public:
+            return None
+        decode_public(event.client.user, KeyKind.USER)
+        session, kind = parse_connection_name(event.client.name) or (None, None)
+        return ConnectionEvent(
+            node=event.client.user,
+            session=session,
+            kind=kind,
+            connected=connected,
+            reason=event.reason[:200],
+            connection=f"{event.server.id}/{event.client.id}",
+        )
