@@ -1,0 +1,27 @@
+"""What a node holds: the store."""
+
+from entrepot.adapters.store.fetch import Fetch
+from entrepot.adapters.store.records import (
+    Added,
+    Entry,
+    Holding,
+    How,
+    ObjectSource,
+    Size,
+    StoreSettings,
+    Verification,
+)
+from entrepot.adapters.store.store import Store
+
+__all__ = [
+    "Added",
+    "Entry",
+    "Fetch",
+    "Holding",
+    "How",
+    "ObjectSource",
+    "Size",
+    "Store",
+    "StoreSettings",
+    "Verification",
+]

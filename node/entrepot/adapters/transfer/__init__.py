@@ -1,0 +1,12 @@
+"""Bulk bytes between a node and a bucket, over plain HTTP on signed URLs."""
+
+from entrepot.adapters.transfer.requests import (
+    CancelToken,
+    Moved,
+    PutOutcome,
+    SignedRequest,
+    TransferSettings,
+)
+from entrepot.adapters.transfer.transfers import Transfers
+
+__all__ = ["CancelToken", "Moved", "PutOutcome", "SignedRequest", "TransferSettings", "Transfers"]
