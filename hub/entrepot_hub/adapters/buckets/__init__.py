@@ -1,0 +1,13 @@
+"""Buckets: where the bytes are set down and collected. One interface, one driver per kind of provider."""
+
+from entrepot_hub.adapters.buckets.interface import (
+    Binds,
+    Bucket,
+    Entry,
+    Head,
+    Listing,
+    SignedRequest,
+    check_key,
+)
+
+__all__ = ["Binds", "Bucket", "Entry", "Head", "Listing", "SignedRequest", "check_key"]

@@ -1,0 +1,229 @@
+"""What a provider really enforces, found by trying: some ignore silently what they do not know.
+
+The tries are plain HTTP requests on signed URLs, as a node makes them, on a few small scratch objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from entrepot.core.errors import Denied, InvalidInput, RetryLater
+from entrepot_hub.adapters.buckets.interface import Binds, Bucket, SignedRequest
+
+_TIMEOUT: Final = 15.0
+_LENGTH: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status of an answer, 0 if the connection ended without one, and the beginning of its body."""
+
+    status: int
+    body: bytes
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it is a 2xx."""
+        return 200 <= self.status < 300
+
+
+def scratch_key(prefix: str) -> str:
+    """A key that nothing else uses."""
+    name = f"probe-{secrets.token_hex(16)}"
+    return f"{prefix}/{name}" if prefix else name
+
+
+async def probe_uploads(bucket: Bucket, prefix: str = "", *, expiry: bool = True) -> Binds:
+    """Which of length, digest, create-only, expiry and the digest in HEAD the provider holds for signed PUTs.
+
+    The other fields, and ``expiry`` if it is not to be tried (it takes three seconds), are the bucket's own
+    claim. The scratch objects are removed whatever happens. Raises ``Denied``, ``RetryLater`` or
+    ``InvalidInput`` when not even a good upload succeeds.
+    """
+    probe = _Probe(bucket, prefix)
+    try:
+        shown = await probe.good()
+        digest, true = await probe.digest()
+        binds = replace(
+            bucket.binds,
+            digest=digest,
+            head_digest=shown and true,
+            get_if=await probe.get_if(),
+            create_only=await probe.create_only(),
+            length=await probe.length(),
+        )
+        if expiry:
+            binds = replace(binds, expiry=await probe.expiry())
+        if await probe.open_to_all():
+            # Who needs no signature is not held by what one binds.
+            binds = replace(binds, length=False, digest=False, create_only=False, expiry=False)
+    finally:
+        for key in probe.keys:
+            await bucket.delete(key)
+    return binds
+
+
+class _Probe:
+    def __init__(self, bucket: Bucket, prefix: str) -> None:
+        self.keys: list[str] = []
+        self._bucket = bucket
+        self._prefix = prefix
+        self._data = secrets.token_bytes(_LENGTH)
+        self._other = secrets.token_bytes(_LENGTH)
+
+    def _key(self) -> str:
+        self.keys.append(scratch_key(self._prefix))
+        return self.keys[-1]
+
+    async def _signed(self, key: str, data: bytes, expires: int = 300) -> SignedRequest:
+        return await self._bucket.sign_put(key, len(data), hashlib.sha256(data).digest(), expires)
+
+    async def good(self) -> bool:
+        """A good upload. Returns whether HEAD shows its digest."""
+        key = self._key()
+        answer = await send(await self._signed(key, self._data), self._data)
+        if not answer.accepted:
+            raise _refusal(answer)
+        head = await self._bucket.head(key)
+        if head is None or head.length != _LENGTH:
+            raise RetryLater("what was uploaded to the bucket is not there", kind="bucket-unreachable")
+        return head.digest == hashlib.sha256(self._data).digest()
+
+    async def open_to_all(self) -> bool:
+        """Whether anybody may write without a signature."""
+        signed = await self._signed(key := self._key(), self._data)
+        bare = replace(signed, url=signed.url.partition("?")[0])
+        answer = await send(bare, self._data, headers={"Content-Length": str(_LENGTH)})
+        return answer.accepted or await self._bucket.head(key) is not None
+
+    async def create_only(self) -> bool:
+        """A taken key stays as it is: by a signed PUT, by one that drops the condition, and for a
+        tombstone."""
+        key = self._key()
+        if not (await send(await self._signed(key, self._data), self._data)).accepted:
+            return False
+        before = await self._bucket.head(key)
+        signed = await self._signed(key, self._other)
+        dropped = {name: value for name, value in signed.headers.items() if name.lower() != "if-none-match"}
+        refused = not (await send(signed, self._other)).accepted
+        if dropped != signed.headers:
+            refused = not (await send(signed, self._other, headers=dropped)).accepted and refused
+        if not refused or await self._bucket.head(key) != before:
+            return False
+        await self._bucket.put_tombstone(key)
+        refused = not (await send(signed, self._other)).accepted
+        after = await self._bucket.head(key)
+        return refused and after is not None and after.length == 0
+
+    async def length(self) -> bool:
+        """More bytes, fewer bytes and a connection that ends early leave nothing."""
+        for data in (self._data + b"+", self._data[:-1]):
+            signed = await self._signed(key := self._key(), self._data)
+            headers = dict(signed.headers) | {"Content-Length": str(len(data))}
+            if (await send(signed, data, headers=headers)).accepted or await self._bucket.head(key) is not None:
+                return False
+        signed = await self._signed(key := self._key(), self._data)
+        await send(signed, self._data[:-1])
+        return await self._bucket.head(key) is None
+
+    async def digest(self) -> tuple[bool, bool]:
+        """Other bytes are refused, with the granted checksum, with their own and without one.
+
+        And whether HEAD tells the truth of any that were taken, not what the uploader claimed.
+        """
+        refused = true = True
+        own = (await self._signed(self._key(), self._other)).headers
+        for change in ("granted", "own", "none"):
+            signed = await self._signed(key := self._key(), self._data)
+            headers = dict(own) if change == "own" else dict(signed.headers)
+            if change == "none":
+                headers = {name: value for name, value in headers.items() if "checksum" not in name.lower()}
+            answer = await send(signed, self._other, headers=headers)
+            head = await self._bucket.head(key)
+            refused = refused and not answer.accepted and head is None
+            true = true and (head is None or head.digest == hashlib.sha256(self._other).digest())
+        return refused, true
+
+    async def get_if(self) -> bool:
+        """A GET for one etag succeeds, and fails once the object was replaced."""
+        key = self._key()
+        await send(await self._signed(key, self._data), self._data)
+        head = await self._bucket.head(key)
+        if head is None:
+            return False
+        signed = await self._bucket.sign_get(key, head.etag, 300)
+        if not (await send(signed, b"")).accepted:
+            return False
+        await self._bucket.put_tombstone(key)
+        return not (await send(signed, b"")).accepted
+
+    async def expiry(self) -> bool:
+        """A PUT after the URL's end is refused."""
+        signed = await self._signed(key := self._key(), self._data, expires=1)
+        await asyncio.sleep(3)
+        answer = await send(signed, self._data)
+        return not answer.accepted and await self._bucket.head(key) is None
+
+
+async def send(signed: SignedRequest, data: bytes, *, headers: Mapping[str, str] | None = None) -> Answer:
+    """Make the signed request with these bytes, in a thread; with other ``headers`` than it says, to see.
+
+    With fewer bytes than ``Content-Length`` the connection is half closed after them. Raises
+    ``RetryLater(bucket-unreachable)`` if there is no connection.
+    """
+    return await asyncio.to_thread(_send, signed, data, signed.headers if headers is None else headers)
+
+
+def _send(signed: SignedRequest, data: bytes, headers: Mapping[str, str]) -> Answer:
+    parts = urlsplit(signed.url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=_TIMEOUT)
+    try:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise RetryLater(
+                f"the bucket cannot be reached at {parts.netloc}: {error}", kind="bucket-unreachable"
+            ) from error
+        try:
+            connection.putrequest(signed.method, f"{parts.path}?{parts.query}".rstrip("?"), skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(data)
+            if len(data) < int(headers.get("Content-Length", "0")):
+                _half_close(connection)
+            response = connection.getresponse()
+            return Answer(response.status, response.read(2000))
+        except (OSError, http.client.HTTPException):
+            return Answer(0, b"")
+    finally:
+        connection.close()
+
+
+def _half_close(connection: http.client.HTTPConnection) -> None:
+    if isinstance(connection, http.client.HTTPSConnection):
+        connection.sock.unwrap()
+    else:
+        connection.sock.shutdown(1)
+
+
+def _refusal(answer: Answer) -> Denied | RetryLater | InvalidInput:
+    text = answer.body.decode("utf-8", "replace")[:300]
+    if answer.status in {401, 403}:
+        return Denied(
+            f"the bucket refuses a signed upload: {text}",
+            hint="the key needs PutObject; the region must be the bucket's; clocks must agree",
+            status=answer.status,
+        )
+    if answer.status == 0 or answer.status >= 500:
+        return RetryLater(
+            f"the bucket does not answer an upload: {text}", kind="bucket-unreachable", status=answer.status
+        )
+    return InvalidInput(f"the bucket refuses a signed upload: {text}", kind="invalid-setting", status=answer.status)
