@@ -271,7 +271,8 @@ class Ledger(Protocol):
     # wants and holders
     def want(self, order: WantOrder, numbers: Sequence[int], read_until: float, now: float) -> WantView:
         """Keep or renew the want of (channel, stream, node) and look up ``numbers``. Ready ones get a read lease for
-        the node until ``read_until`` and are marked used and visited. An earlier ``created_at`` is kept."""
+        the node until ``read_until`` and are marked used and visited; its leases on other objects of the stream end,
+        for it does not want them now. An earlier ``created_at`` is kept."""
 
     def unwant(self, channel: str, stream: bytes, node: str) -> bool:
         """Forget the want and the node's read leases of the stream. False: there was none."""

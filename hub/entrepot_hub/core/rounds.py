@@ -39,6 +39,8 @@ type Session = tuple[str, str]
 KEPT_WINDOW = 64
 #: A want that was not heard again for so long has no living asker.
 ASKER_LIFE = 90.0
+#: Seconds after which an unanswered seek means that nobody who is online has the stream.
+SILENCE = 0.5
 #: Pause before a proposal that found no room, or an object just leaving, is made again.
 ROOM_PAUSE = 0.25
 
@@ -222,7 +224,6 @@ class Rounds:
         found.offers[session] = _Offer(tuple(ranges), slots, now, 0 if before is None else before.reserved)
         if found.window_end is None and not found.live and not found.proposed:
             found.window_end = now + self._settings.offer_window
-        found.trouble = None
         return first + self._step(key, found, now)
 
     def judged(self, outcomes: Sequence[GrantOutcome], now: float) -> list[Effect]:
@@ -296,10 +297,11 @@ class Rounds:
             found.offers.pop((grant.node, grant.session), None)
         elif error is not None:
             found.trouble = error
+            if now < found.excluded.get(grant.node, 0.0):
+                return self._step(key, found, now)  # one of a burst that was counted already
             count = found.failures[grant.node] = found.failures.get(grant.node, 0) + 1
             if count >= self._settings.failures:
-                found.excluded[grant.node] = now + self._settings.exclusion
-                found.failures[grant.node] = 0
+                found.excluded[grant.node] = now + self._exclusion(found, grant.node, count, now)
         return self._step(key, found, now)
 
     def arrived(self, ref: ObjectRef, grant: GrantRecord | None, now: float) -> list[Effect]:
@@ -317,6 +319,8 @@ class Rounds:
             self._give_back(found, live.session)
         if grant is not None:
             found.failures.pop(grant.node, None)
+            found.excluded.pop(grant.node, None)
+        found.trouble = None
         found.ready.add(ref.number)
         return [Announce((ref,)), *self._step(key, found, now)]
 
@@ -363,7 +367,8 @@ class Rounds:
         if found.window_end is not None:
             times.append(found.window_end)
         elif found.unmet_since is not None:
-            times += [t for t in (found.seek_at, found.pause_until) if t > found.stepped_at]
+            waits = (found.seek_at, found.pause_until, *found.excluded.values())
+            times += [t for t in waits if t > found.stepped_at]
         if not found.wants and not found.live and not found.proposed:
             times.append(found.stepped_at)
         return min(times, default=None)
@@ -393,12 +398,12 @@ class Rounds:
                 hint="It goes on when readers finish; the owner can raise the quota.",
                 short=found.over,
             )
-        usable = [s for s, offer in found.offers.items() if self._usable(found, s[0], offer, now)]
-        if usable:
+        fresh = {s: offer for s, offer in found.offers.items() if self._fresh(offer, now)}
+        if not fresh:
+            return self._nobody(found) if now >= found.unmet_since + SILENCE else None
+        if any(self._usable(found, session[0], offer, now) for session, offer in fresh.items()):
             return None
-        if found.trouble is not None:
-            return found.trouble
-        return self._nobody(found)
+        return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
 
     def quiet(self, channel: str, stream: bytes, now: float) -> bool:
         """Whether nobody has offered the stream for a while, so that asking often is no use."""
@@ -476,8 +481,19 @@ class Rounds:
                 ranks[number] = min(rank, ranks.get(number, rank))
         return sorted(ranks, key=lambda number: (ranks[number], number))
 
+    def _fresh(self, offer: _Offer, now: float) -> bool:
+        return now < offer.heard_at + self._settings.offer_life
+
     def _usable(self, found: _Round, node: str, offer: _Offer, now: float) -> bool:
-        return now < offer.heard_at + self._settings.offer_life and now >= found.excluded.get(node, 0.0)
+        return self._fresh(offer, now) and now >= found.excluded.get(node, 0.0)
+
+    def _exclusion(self, found: _Round, node: str, count: int, now: float) -> float:
+        """Seconds for which a node that failed ``count`` times running is left out: the full time while somebody
+        else can take its place, else a pause that doubles, for a bad network must not shut out the last holder."""
+        others = (s for s, offer in found.offers.items() if s[0] != node and self._usable(found, s[0], offer, now))
+        if any(others):
+            return self._settings.exclusion
+        return min(2.0 ** (count - self._settings.failures), self._settings.exclusion)
 
     def _step(self, key: tuple[str, bytes], found: _Round, now: float) -> list[Effect]:
         effects = self._go_on(key, found, now)
@@ -567,7 +583,9 @@ class Rounds:
             found.seek_at, found.calm = now, False
         if now < found.seek_at:
             return []
-        pause = min(settings.seek_again * 2.0**found.seeks, settings.seek_again_most)
+        quick = min(settings.seek_again * 2.0 ** min(found.seeks, 16), settings.seek_again_quick)
+        waited = 0.0 if found.unmet_since is None else now - found.unmet_since
+        pause = max(quick, min(waited / 8, settings.seek_again_most))
         found.seek_at = now + pause
         found.seeks += 1
         known = tuple(h.node for h in found.holders if h.node not in found.wants)[: settings.known_holders]

@@ -1,0 +1,331 @@
+"""The hub's database: one engine, transactions in worker threads, errors translated in one place.
+
+SQLite has one worker, so its single writer never waits for itself; PostgreSQL has a small pool. A transaction is
+begun IMMEDIATE on SQLite with ``synchronous=FULL``: what was answered survives a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Final, Self
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import QueuePool
+
+from entrepot.core.errors import Corrupt, Denied, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
+
+MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+
+_DRIVERS: Final = {
+    "sqlite": "sqlite+pysqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+#: Key of the advisory lock under which one hub at a time migrates: "entrepot" as a number.
+_MIGRATION_LOCK: Final = int.from_bytes(b"entrepot")
+#: PostgreSQL: serialization failure, deadlock. The whole transaction may be run again.
+_AGAIN: Final = frozenset({"40001", "40P01"})
+#: Seconds before a deadlocked transaction is run again; doubled each time.
+_PAUSE: Final = 0.005
+_DISK_FULL: Final = frozenset({"53100"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """How hard the database may be worked.
+
+    ``workers``: threads and connections on PostgreSQL (SQLite always has one). ``queue``: calls that may wait or
+    run at once; one more is refused with RetryLater (busy). ``deadline``: seconds until a caller stops waiting.
+    ``busy``: seconds to wait for another process that has the SQLite file locked, or for a connection of the pool.
+    ``attempts``: how often a transaction is run when PostgreSQL asks to run it again.
+    """
+
+    workers: int = 4
+    queue: int = 4096
+    deadline: float = 30.0
+    busy: float = 5.0
+    attempts: int = 4
+
+
+class Database:
+    """An asynchronous face over synchronous SQLAlchemy Core.
+
+    ``url`` is ``sqlite:///relative``, ``sqlite:////absolute`` or ``postgresql://user:password@host/name``; anything
+    else raises InvalidInput (invalid-setting). Nothing is opened before the first transaction.
+    """
+
+    def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
+        self._settings = settings or DatabaseSettings()
+        self._url = _parse(url)
+        self._sqlite = self._url.get_backend_name() == "sqlite"
+        self._workers = 1 if self._sqlite else max(self._settings.workers, 1)
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="database")
+        self._local = threading.local()
+        self._waiting = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Database({self._url.render_as_string(hide_password=True)!r})"
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite (else PostgreSQL)."""
+        return self._sqlite
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Wait for running transactions, then close all connections. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """What :meth:`aclose` does, for callers without an event loop."""
+        self._closed = True
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()
+
+    async def run[**P, T](self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``work(connection, …)`` in one transaction in a worker thread; committed when it returns.
+
+        ``work`` may be run again after a deadlock, so it changes nothing outside the database. Raises what ``work``
+        raises; RetryLater (busy, deadline, disk-full) when the database cannot now; Internal for what should not be.
+        """
+
+        def transact() -> T:
+            with self.transaction() as connection:
+                return work(connection, *args, **kwargs)
+
+        return await self._submit(transact)
+
+    async def call[**P, T](self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A synchronous method that uses :meth:`transaction` itself (a ledger's), in a worker thread."""
+        return await self._submit(lambda: method(*args, **kwargs))
+
+    async def together[T](self, work: Callable[[], T]) -> T:
+        """``work()`` in a worker thread and one transaction, which all methods that it calls join."""
+        return await self.run(lambda _connection: work())
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction on this thread: begun here, or the one that is already open on it, which is joined."""
+        current: Connection | None = getattr(self._local, "connection", None)
+        if current is not None:
+            yield current
+            return
+        with translated(), self._opened().begin() as connection:
+            self._local.connection = connection
+            try:
+                yield connection
+            finally:
+                self._local.connection = None
+
+    async def migrate(self) -> None:
+        """Bring the tables up to this version of the hub; one hub at a time. A database that a newer version made
+        is refused with InvalidInput (unsupported)."""
+        await self.call(self.migrate_now)
+
+    def migrate_now(self, revision: str = "head") -> None:
+        """What :meth:`migrate` does, for callers without an event loop; ``base`` takes everything down."""
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self.transaction() as connection:
+            if not self._sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            config.attributes["connection"] = connection
+            try:
+                if revision == "base":
+                    command.downgrade(config, "base")
+                else:
+                    command.upgrade(config, revision)
+            except CommandError as error:
+                raise InvalidInput(
+                    f"the database cannot be migrated: {error}",
+                    kind="unsupported",
+                    hint="was it used by a newer entrepot-hub?",
+                ) from error
+
+    def _opened(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                self._engine = _engine(self._url, self._settings, self._workers)
+            return self._engine
+
+    async def _submit[T](self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise RetryLater("the database is closed", kind="cancelled")
+        if self._waiting >= self._settings.queue:
+            raise RetryLater("the database has too much to do", kind="busy", waiting=self._waiting)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._settings.deadline):
+                return await asyncio.wrap_future(self._executor.submit(self._attempt, work))
+        except TimeoutError:
+            raise RetryLater(f"the database did not answer in {self._settings.deadline:g} s", kind="deadline") from None
+        finally:
+            self._waiting -= 1
+
+    def _attempt[T](self, work: Callable[[], T]) -> T:
+        for attempt in range(self._settings.attempts - 1):
+            try:
+                return work()
+            except _RunAgain:
+                # Whoever won the deadlock must have its locks before we ask for them again.
+                time.sleep(_PAUSE * 2**attempt)
+        return work()
+
+
+class _RunAgain(RetryLater):
+    """A deadlock or a serialization failure: the transaction was rolled back and may be run again at once."""
+
+    default_kind = "busy"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Errors of SQLAlchemy and the drivers leave as entrepot's own; everything else passes."""
+    try:
+        yield
+    except EntrepotError:
+        raise
+    except (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
+        raise _translate(error) from error
+
+
+def _translate(error: exc.SQLAlchemyError | sqlite3.Error | psycopg.Error) -> EntrepotError:
+    if isinstance(error, exc.TimeoutError):
+        return RetryLater("all connections to the database are in use", kind="busy")
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    if isinstance(cause, sqlite3.Error):
+        return _translate_sqlite(cause)
+    if isinstance(cause, psycopg.Error):
+        return _translate_postgresql(cause)
+    return Internal(f"the database refused a statement: {type(error).__name__}")
+
+
+def _translate_sqlite(error: sqlite3.Error) -> EntrepotError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return RetryLater("another process has the database locked", kind="busy")
+        case sqlite3.SQLITE_FULL:
+            return RetryLater("the disk of the database is full", kind="disk-full", hint="make room")
+        case sqlite3.SQLITE_IOERR:
+            return RetryLater("the disk of the database does not work", hint="look at the system's log")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return Corrupt("the database file is damaged or no database", kind="corrupt-store", hint="restore a backup")
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_READONLY:
+            return Denied(
+                "the database file cannot be opened or written", kind="unreadable", hint="look at its permissions"
+            )
+        case _:
+            return Internal(f"the database refused a statement: {error}")
+
+
+def _translate_postgresql(error: psycopg.Error) -> EntrepotError:
+    state = error.sqlstate or ""
+    if state in _AGAIN:
+        return _RunAgain("the database was busy with the same rows")
+    if state in _DISK_FULL:
+        return RetryLater("the disk of the database is full", kind="disk-full", hint="make room")
+    if state[:2] == "28":
+        return Denied("the database refuses the hub's user", hint="look at the user and password in its URL")
+    if state == "3D000":
+        return NotFound("there is no such database", kind="not-running", hint="create it, then start the hub")
+    if state[:2] in {"08", "53", "55", "57", "58"} or (not state and isinstance(error, psycopg.OperationalError)):
+        return RetryLater("the database is out of reach", hint="is the database server running?")
+    return Internal(f"the database refused a statement: {type(error).__name__} {state}".strip())
+
+
+def _parse(text: str) -> URL:
+    try:
+        url = sa.make_url(text)
+    except (exc.ArgumentError, ValueError):
+        url = None
+    driver = None if url is None else _DRIVERS.get(url.drivername)
+    if url is None or driver is None:
+        raise InvalidInput(
+            "the database's URL is not understood",
+            kind="invalid-setting",
+            hint="write sqlite:////path/to/hub.db or postgresql://user@host/name",
+        )
+    return url.set(drivername=driver)
+
+
+def _engine(url: URL, settings: DatabaseSettings, workers: int) -> Engine:
+    sqlite = url.get_backend_name() == "sqlite"
+    connect: dict[str, Any] = (
+        {"isolation_level": None, "check_same_thread": False, "timeout": settings.busy}
+        if sqlite
+        else {"connect_timeout": max(int(settings.busy), 2), "application_name": "entrepot-hub"}
+    )
+    engine = sa.create_engine(
+        url,
+        connect_args=connect,
+        poolclass=QueuePool,
+        pool_size=workers,
+        max_overflow=0,
+        pool_timeout=settings.busy,
+        pool_pre_ping=not sqlite,
+        skip_autocommit_rollback=False,
+    )
+    if sqlite:
+        event.listen(engine, "do_connect", _create_private)
+        event.listen(engine, "connect", _tune)
+        event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _create_private(_dialect: Any, _record: Any, arguments: list[Any], _options: dict[str, Any]) -> None:
+    """A new database file is readable by its owner only; its journals inherit that."""
+    path = arguments[0] if arguments else ""
+    if path and path != ":memory:" and not path.startswith("file:"):
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise Denied(
+                f"the database file cannot be opened: {error.strerror}", kind="unreadable", path=str(path)
+            ) from error
+
+
+def _tune(connection: sqlite3.Connection, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA journal_size_limit=67108864")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,256 @@
+"""The hub's tables, for SQLite and PostgreSQL alike.
+
+Times are seconds since the epoch as doubles; sizes and lengths are bytes; ids of streams, locks and grants are raw
+bytes; nodes are public keys as text. Any change here needs a revision in ``migrations/versions``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+#: SQLite counts rows up only in columns of type INTEGER.
+RowId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _channel(*, primary_key: bool = False) -> sa.Column[int]:
+    return sa.Column("channel_id", RowId, sa.ForeignKey("channels.id"), nullable=False, primary_key=primary_key)
+
+
+buckets: Final = sa.Table(
+    "buckets",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False),
+    sa.Column("binds", sa.JSON, nullable=False),
+    sa.Column("credentials", sa.LargeBinary),
+    sa.UniqueConstraint("url", "prefix"),
+)
+
+#: ``charged`` is the sum of what the channel's objects count against ``quota``, kept in the same transactions.
+#: ``ready_count`` numbers objects as they become ready; ``hand`` is where SIEVE stopped among those numbers.
+channels: Final = sa.Table(
+    "channels",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("quota", sa.BigInteger, nullable=False),
+    sa.Column("lock", sa.Text, nullable=False),
+    sa.Column("bucket_id", RowId, sa.ForeignKey("buckets.id"), nullable=False),
+    sa.Column("public_read", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("charged", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("ready_count", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("hand", sa.BigInteger, nullable=False, server_default="0"),
+    sa.CheckConstraint("charged >= 0", name="charged"),
+    sa.CheckConstraint("quota >= 0", name="quota"),
+)
+
+nodes: Final = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("public", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double),
+    sa.Index(None, "name"),
+)
+
+memberships: Final = sa.Table(
+    "memberships",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("node", sa.Text, sa.ForeignKey("nodes.public"), primary_key=True),
+    sa.Column("rights", sa.Text, nullable=False),
+    sa.Column("granted_at", sa.Double, nullable=False),
+    sa.Column("revoked_at", sa.Double),
+    sa.Index(None, "node"),
+)
+
+#: ``proof`` is the sealed key that a joining node proves to know; the invite's secret itself is never stored.
+invites: Final = sa.Table(
+    "invites",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _channel(),
+    sa.Column("rights", sa.Text, nullable=False),
+    sa.Column("uses", sa.Integer, nullable=False),
+    sa.Column("used", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("proof", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("revoked_at", sa.Double),
+    sa.Index(None, "channel_id"),
+    sa.CheckConstraint("used <= uses", name="used"),
+)
+
+#: Which node used which invite, so that it may repeat it without another use.
+redemptions: Final = sa.Table(
+    "redemptions",
+    metadata,
+    sa.Column("invite", sa.Text, sa.ForeignKey("invites.id"), primary_key=True),
+    sa.Column("node", sa.Text, sa.ForeignKey("nodes.public"), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+nonces: Final = sa.Table(
+    "nonces",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("nonce", sa.Text, primary_key=True),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Index(None, "expires"),
+)
+
+audit: Final = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+settings: Final = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+streams: Final = sa.Table(
+    "streams",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("stream", sa.LargeBinary, primary_key=True),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+)
+
+holders: Final = sa.Table(
+    "holders",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("stream", sa.LargeBinary, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("seen_at", sa.Double, nullable=False),
+)
+
+wants: Final = sa.Table(
+    "wants",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    _channel(),
+    sa.Column("stream", sa.LargeBinary, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("lock", sa.LargeBinary, nullable=False),
+    sa.Column("ranges", sa.JSON, nullable=False),
+    sa.Column("window", sa.Integer, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+    sa.Column("keep", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("heard_at", sa.Double, nullable=False),
+    sa.UniqueConstraint("channel_id", "stream", "node"),
+    sa.Index(None, "until"),
+    sqlite_autoincrement=True,
+)
+
+#: ``ready_number`` orders a channel's objects by when they became ready (0: never).
+objects: Final = sa.Table(
+    "objects",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    _channel(),
+    sa.Column("lock", sa.LargeBinary, nullable=False),
+    sa.Column("stream", sa.LargeBinary, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("etag", sa.Text),
+    sa.Column("put_until", sa.Double, nullable=False),
+    sa.Column("tombstone", sa.Boolean, nullable=False),
+    sa.Column("used_at", sa.Double, nullable=False),
+    sa.Column("visited", sa.Boolean, nullable=False),
+    sa.Column("uploader", sa.Text),
+    sa.Column("ready_number", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("channel_id", "lock", "stream", "number"),
+    sqlite_autoincrement=True,
+)
+#: The runs of ready and of reserved numbers of a stream are read from this index alone.
+sa.Index("ix_objects_runs", objects.c.channel_id, objects.c.lock, objects.c.stream, objects.c.status, objects.c.number)
+sa.Index(
+    "ix_objects_ready",
+    objects.c.channel_id,
+    objects.c.ready_number,
+    sqlite_where=objects.c.status == sa.literal_column("'ready'"),
+    postgresql_where=objects.c.status == sa.literal_column("'ready'"),
+)
+_RESTLESS = objects.c.status.in_(
+    [sa.literal_column("'reserved'"), sa.literal_column("'evicting'"), sa.literal_column("'tombstone'")]
+)
+sa.Index("ix_objects_restless", objects.c.id, sqlite_where=_RESTLESS, postgresql_where=_RESTLESS)
+
+grants: Final = sa.Table(
+    "grants",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("grant", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("object_id", RowId, sa.ForeignKey("objects.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("session", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("lease_until", sa.Double, nullable=False),
+    sa.Column("put_until", sa.Double, nullable=False),
+    sa.Column("granted_at", sa.Double, nullable=False),
+    sa.Column("accepted_at", sa.Double, nullable=False),
+    sa.Column("sent", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.Double, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Index(None, "object_id"),
+    sqlite_autoincrement=True,
+)
+_LIVE = grants.c.status.in_([sa.literal_column("'accepted'"), sa.literal_column("'offered'")])
+#: The fence of the whole exchange: at most one live grant per object.
+sa.Index("uq_grants_live_object_id", grants.c.object_id, unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE)
+sa.Index("ix_grants_live_lease_until", grants.c.lease_until, sqlite_where=_LIVE, postgresql_where=_LIVE)
+sa.Index("ix_grants_live_session", grants.c.node, grants.c.session, sqlite_where=_LIVE, postgresql_where=_LIVE)
+
+#: A read lease of a node on a ready object; ``got``: it has fetched and verified it.
+reads: Final = sa.Table(
+    "reads",
+    metadata,
+    sa.Column("object_id", RowId, sa.ForeignKey("objects.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("until", sa.Double, nullable=False),
+    sa.Column("got", sa.Boolean, nullable=False),
+)
+
+strikes: Final = sa.Table(
+    "strikes",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    _channel(),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Index(None, "channel_id", "node", "at"),
+)

@@ -1,0 +1,288 @@
+"""How records of the ledger change: pure functions that every :class:`~entrepot_hub.core.ledger.Ledger` applies.
+
+They take records and give new ones; which rows to read, lock and write is the ledger's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from entrepot.core.errors import Conflict, Internal
+from entrepot_hub.core.ledger import (
+    LIVE,
+    Found,
+    GrantOutcome,
+    GrantRecord,
+    GrantStatus,
+    ObjectRecord,
+    ObjectRef,
+    ObjectStatus,
+    Proposal,
+    Refusal,
+    charge,
+    matching,
+    may_land,
+)
+
+_ENDS = frozenset({GrantStatus.FAILED, GrantStatus.LAPSED, GrantStatus.CANCELLED})
+
+#: Seconds for which a strike counts.
+STRIKE_WINDOW = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a look into the bucket changes: the object's record and those of its grants that are new."""
+
+    record: ObjectRecord
+    grants: tuple[GrantRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate[K: Hashable]:
+    """A ready object that may be evicted. ``place`` orders objects by when they became ready; ``wanted``: some node
+    wants it right now and has not got it."""
+
+    key: K
+    place: int
+    size: int
+    visited: bool
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice[K: Hashable]:
+    """What SIEVE chose, whose ``visited`` it cleared (and did not choose), and where its hand stands now."""
+
+    chosen: tuple[K, ...]
+    cleared: tuple[K, ...]
+    hand: int
+
+
+def nothing(ref: ObjectRef) -> ObjectRecord:
+    """The record of an object of which nothing is known."""
+    return ObjectRecord(ref, ObjectStatus.ABSENT)
+
+
+def opened(proposal: Proposal, now: float) -> GrantRecord:
+    """The grant that a proposal becomes."""
+    return GrantRecord(
+        grant=proposal.grant,
+        ref=proposal.ref,
+        node=proposal.node,
+        session=proposal.session,
+        status=GrantStatus.OFFERED,
+        length=proposal.size,
+        digest=None,
+        lease_until=proposal.lease_until,
+        put_until=0.0,
+        granted_at=now,
+    )
+
+
+def reserved(record: ObjectRecord | None, proposal: Proposal) -> ObjectRecord:
+    """The object after a grant: RESERVED at the granted size. A tombstone at its key is not forgotten."""
+    before = nothing(proposal.ref) if record is None else record
+    return replace(before, status=ObjectStatus.RESERVED, size=proposal.size)
+
+
+def repeated(proposal: Proposal, known: GrantRecord) -> GrantOutcome:
+    """The outcome of a proposal whose grant was made before: the same grant while it lives, else HELD."""
+    same = known.status in LIVE and (known.ref, known.node, known.session) == (
+        proposal.ref,
+        proposal.node,
+        proposal.session,
+    )
+    return GrantOutcome(proposal, known, None if same else Refusal.HELD)
+
+
+def ended(grant: GrantRecord, status: GrantStatus, reason: str | None) -> GrantRecord:
+    """A live grant, over: FAILED, LAPSED or CANCELLED, with the kind of the error that ended it."""
+    if status not in _ENDS:
+        raise Internal(f"a grant does not end as {status}")
+    return replace(grant, status=status, reason=reason)
+
+
+def lapsed(grant: GrantRecord, now: float) -> bool:
+    """Whether the grant's lease is over, marked so or not."""
+    return grant.lease_until <= now
+
+
+def held_by(grant: GrantRecord | None, node: str, now: float) -> GrantRecord:
+    """The grant, if it is live, this node's and not lapsed; Conflict (stale-grant) otherwise."""
+    if grant is None or grant.status not in LIVE or grant.node != node or lapsed(grant, now):
+        raise stale_grant(grant)
+    return grant
+
+
+def accepted(grant: GrantRecord, digest: bytes, lease_until: float, put_until: float, now: float) -> GrantRecord:
+    """The grant after an accept, first or repeated. Its lease never outlives the PUT URL, whose end is never lowered.
+
+    Raises Conflict (stale-grant) for another digest than before.
+    """
+    if grant.digest is not None and grant.digest != digest:
+        raise stale_grant(grant)
+    until = max(grant.put_until, put_until)
+    again = grant.status is GrantStatus.ACCEPTED
+    return replace(
+        grant,
+        status=GrantStatus.ACCEPTED,
+        digest=digest,
+        lease_until=min(max(lease_until, grant.lease_until if again else 0.0), until),
+        put_until=until,
+        accepted_at=grant.accepted_at if again else now,
+    )
+
+
+def stale_grant(grant: GrantRecord | None) -> Conflict:
+    """The error for a grant that no longer gives its node anything."""
+    return Conflict(
+        "this grant is not yours or over",
+        kind="stale-grant",
+        hint="another provider may upload the object now; nothing needs to be done",
+        status=None if grant is None else grant.status.value,
+    )
+
+
+def shortened(grant: GrantRecord, lease_until: float) -> GrantRecord:
+    """The lease ends at ``lease_until`` if that is sooner."""
+    return replace(grant, lease_until=min(grant.lease_until, lease_until))
+
+
+def restored(grant: GrantRecord, lease_until: float, now: float) -> GrantRecord:
+    """The lease is at least ``lease_until`` again, never past the PUT URL; a lapsed one stays lapsed."""
+    if lapsed(grant, now):
+        return grant
+    end = min(lease_until, grant.put_until) if grant.status is GrantStatus.ACCEPTED else lease_until
+    return replace(grant, lease_until=max(grant.lease_until, end))
+
+
+def absent(record: ObjectRecord) -> ObjectRecord:
+    """The object once nothing (or nothing but a tombstone that was there before) lies at its key."""
+    return replace(
+        record,
+        status=ObjectStatus.TOMBSTONE if record.tombstone else ObjectStatus.ABSENT,
+        size=0,
+        digest=None,
+        etag=None,
+        visited=False,
+        uploader=None,
+    )
+
+
+def evicted(record: ObjectRecord, tombstone: bool) -> ObjectRecord:
+    """An EVICTING object once it is gone."""
+    return absent(replace(record, tombstone=tombstone))
+
+
+def cleared(record: ObjectRecord) -> ObjectRecord:
+    """The record once the tombstone at its key was deleted."""
+    without = replace(record, tombstone=False)
+    return absent(without) if record.status is ObjectStatus.TOMBSTONE else without
+
+
+def settled(
+    record: ObjectRecord,
+    grants: Sequence[GrantRecord],
+    found: Found | None,
+    now: float,
+    grace: float,
+    free: int,
+) -> Settlement | None:
+    """What follows from a look that found ``found`` at the key; None when it answers to no grant.
+
+    ``grants`` are all grants of the object, ``free`` the channel's quota − charged: something that was released and
+    landed all the same is taken in only where it fits. An EVICTING object stays EVICTING: its eviction decides.
+    """
+    status = record.status
+    if status is ObjectStatus.EVICTING:
+        return Settlement(record)
+    if found is None or (found.length == 0 and record.tombstone):
+        return Settlement(_missed(record, grants, now, grace))
+    if status is ObjectStatus.READY and record.etag == found.etag:
+        return Settlement(record)
+    match = matching(found, grants, now, grace)
+    if match is None:
+        return None
+    more = found.length - charge(record)
+    if more > 0 and more > free:
+        return None
+    ended = [replace(match, status=GrantStatus.DONE, reason=None)] if match.status is not GrantStatus.DONE else []
+    ended += [
+        replace(grant, status=GrantStatus.CANCELLED)
+        for grant in grants
+        if grant.status in LIVE and grant.grant != match.grant
+    ]
+    ready = replace(
+        record,
+        status=ObjectStatus.READY,
+        size=found.length,
+        digest=match.digest,
+        etag=found.etag,
+        tombstone=False,
+        used_at=now,
+        visited=False,
+        uploader=match.node,
+    )
+    return Settlement(ready, tuple(ended))
+
+
+def _missed(record: ObjectRecord, grants: Iterable[GrantRecord], now: float, grace: float) -> ObjectRecord:
+    lands = may_land(record, now, grace)
+    if record.status is ObjectStatus.READY:
+        size = record.size
+        gone = absent(record)
+        return replace(gone, status=ObjectStatus.RESERVED, size=size) if lands else gone
+    if record.status is ObjectStatus.RESERVED and not lands and all(g.status not in LIVE for g in grants):
+        return absent(record)
+    return record
+
+
+def restless(record: ObjectRecord, live: bool, now: float, grace: float) -> bool:
+    """Whether the object wants looking after (see ``Ledger.stale``); ``live``: it has a live grant."""
+    match record.status:
+        case ObjectStatus.EVICTING:
+            return True
+        case ObjectStatus.RESERVED:
+            return not live and not may_land(record, now, grace)
+        case ObjectStatus.TOMBSTONE:
+            return not may_land(record, now, grace)
+        case _:
+            return False
+
+
+def sieve[K: Hashable](candidates: Iterable[Candidate[K]], need: int, limit: int, hand: int) -> Choice[K]:
+    """Choose objects worth ``need`` bytes, at most ``limit``, from candidates in the order the hand meets them.
+
+    SIEVE (Zhang et al., NSDI 2024): a visited object is spared once and its mark cleared, the next unvisited one
+    goes, and the hand stays where it stopped. Here the spared ones are met again when one round was not enough, and
+    objects that somebody waits for go after all others. ``candidates`` is read lazily.
+    """
+    chosen: list[K] = []
+    spared: list[Candidate[K]] = []
+    waited: list[Candidate[K]] = []
+    freed = 0
+    if need <= 0 or limit <= 0:
+        return Choice((), (), hand)
+    for candidate in candidates:
+        if candidate.wanted:
+            waited.append(candidate)
+        elif candidate.visited:
+            spared.append(candidate)
+            hand = candidate.place
+        else:
+            chosen.append(candidate.key)
+            freed += candidate.size
+            hand = candidate.place
+        if freed >= need or len(chosen) == limit:
+            break
+    for candidate in [*spared, *waited]:
+        if freed >= need or len(chosen) >= limit:
+            break
+        chosen.append(candidate.key)
+        freed += candidate.size
+        if not candidate.wanted:
+            hand = candidate.place
+    taken = set(chosen)
+    return Choice(tuple(chosen), tuple(c.key for c in spared if c.key not in taken), hand)
