@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import msgpack
 import msgspec
@@ -72,7 +72,7 @@ class Reason(Part, frozen=True, kw_only=True):
 
 def reason_of(error: EntrepotError) -> Reason:
     """The error as a part of a message."""
-    return cast("Reason", msgspec.convert(to_wire(error), Reason))
+    return msgspec.convert(to_wire(error), Reason)
 
 
 class Signed(Part, frozen=True, kw_only=True):
@@ -268,7 +268,7 @@ class _Version(msgspec.Struct):
 
 
 @cache
-def _decoder[M: Message](kind: type[M]) -> msgspec.msgpack.Decoder[M]:
+def _decoder(kind: type[Message]) -> msgspec.msgpack.Decoder[Message]:
     return msgspec.msgpack.Decoder(kind, strict=True)
 
 
@@ -310,6 +310,8 @@ def decode[M: Message](kind: type[M], data: bytes) -> M:
                 hint="Upgrade the older side.",
                 version=version,
             )
-        return _decoder(kind).decode(data)
+        message = _decoder(kind).decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidInput(f"not a valid {name}: {error}", kind="invalid-message") from None
+    assert isinstance(message, kind)
+    return message

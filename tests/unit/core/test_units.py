@@ -1,7 +1,8 @@
-"""Sizes, durations, rates and ranges as people write and read them."""
+"""Sizes, rates, durations and ranges as the commands print and read them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -11,69 +12,37 @@ from hypothesis import strategies as st
 from entrepot.core.errors import InvalidInput
 from entrepot.core.units import (
     MAX_SECONDS,
-    MAX_SIZE,
     format_duration,
     format_rate,
     format_size,
     parse_duration,
-    parse_size,
     parse_span,
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
+    ("text", "seconds"),
     [
         ("0", 0),
-        ("1500", 1500),
-        ("1500B", 1500),
-        ("64K", 65536),
-        ("64KiB", 65536),
-        ("64 KiB", 65536),
-        ("64kB", 64000),
-        ("64KB", 64000),
-        ("10G", 10 * 2**30),
-        ("10GB", 10**10),
-        ("1.5T", 3 * 2**39),
-        ("0.5K", 512),
-        ("9223372036854775807", MAX_SIZE),
+        ("45", 45),
+        ("0.5", 0.5),
+        ("45s", 45),
+        ("10m", 600),
+        ("7d", 604800),
+        ("1h30m", 5400),
+        ("2w", 1209600),
+        ("250ms", 0.25),
+        ("1m1s1ms", 61.001),
     ],
-)
-def test_a_size_is_read(text: str, size: int) -> None:
-    """A bare letter and iB are binary, B after a letter is decimal."""
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "G", "-1", "+1", "1 000", "1,5K", "10g", "10Gi", "1e9", "0x10", "10G ", " 10G", "1.K", ".5K", "٣", "10  G"],
-)
-def test_what_is_no_size_is_refused(text: str) -> None:
-    """No sign, no exponent, no blanks around, no other digits, no half units."""
-    with pytest.raises(InvalidInput, match="is not a size"):
-        parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"), [("0.1", "whole number"), ("1.0001K", "whole number"), ("8E", "too large"), ("9" * 19, "large")]
-)
-def test_a_size_that_cannot_be_is_refused(text: str, reason: str) -> None:
-    """A fraction of a byte and what no column holds are errors, not rounded."""
-    with pytest.raises(InvalidInput, match=reason):
-        parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("0", 0), ("45", 45), ("0.5", 0.5), ("45s", 45), ("10m", 600), ("7d", 604800), ("1h30m", 5400), ("2w", 1209600)]
-    + [("250ms", 0.25), ("1m1s1ms", 61.001)],
 )
 def test_a_duration_is_read(text: str, seconds: float) -> None:
     """A number is seconds; units stand from large to small."""
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "10M", "1.5h", "30m1h", "1m1m", "10 m", "1h ", "1y", "inf", "nan", "١m"])
+@pytest.mark.parametrize(
+    "text", ["", "m", "-1", "10M", "1.5h", "30m1h", "1m1m", "10 m", "1h ", "1y", "inf", "nan", "١m"]
+)
 def test_what_is_no_duration_is_refused(text: str) -> None:
     """No sign, no blank, no unit twice or out of order, no other digits."""
     with pytest.raises(InvalidInput, match="is not a duration"):
@@ -87,9 +56,7 @@ def test_a_duration_has_a_bound(text: str) -> None:
         parse_duration(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "span"), [("0-0", (0, 1)), ("0-1023", (0, 1024)), ("5-", (5, None)), ("7-9", (7, 3))]
-)
+@pytest.mark.parametrize(("text", "span"), [("0-0", (0, 1)), ("0-1023", (0, 1024)), ("5-", (5, None)), ("7-9", (7, 3))])
 def test_a_range_is_read_as_in_http(text: str, span: tuple[int, int | None]) -> None:
     """Both ends are included, and the last may be left out."""
     assert parse_span(text) == span
@@ -104,8 +71,17 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (2**20 - 1, "1.0 MiB"), (-5, "0 B")]
-    + [(117 * 2**30, "117 GiB"), (int(99.99 * 2**20), "100 MiB"), (2**63, "8.0 EiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (-5, "0 B"),
+        (117 * 2**30, "117 GiB"),
+        (int(99.99 * 2**20), "100 MiB"),
+        (2**63, "8.0 EiB"),
+    ],
 )
 def test_a_size_is_shown(size: int, text: str) -> None:
     """Three digits or so, binary, and never 1024 of a unit."""
@@ -119,8 +95,20 @@ def test_a_rate_is_a_size_per_second() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (0.2, "1s"), (59, "59s"), (60, "1m"), (80, "1m20s"), (3599, "1h"), (3661, "1h2m"), (90000, "1d1h")]
-    + [(float("inf"), "very long"), (float("nan"), "very long"), (1e12, "very long"), (-1, "0s")],
+    [
+        (0, "0s"),
+        (0.2, "1s"),
+        (59, "59s"),
+        (60, "1m"),
+        (80, "1m20s"),
+        (3599, "1h"),
+        (3661, "1h2m"),
+        (90000, "1d1h"),
+        (float("inf"), "very long"),
+        (float("nan"), "very long"),
+        (1000000000000.0, "very long"),
+        (-1, "0s"),
+    ],
 )
 def test_a_duration_is_shown(seconds: float, text: str) -> None:
     """The two largest units, rounded up."""
@@ -146,8 +134,6 @@ def test_a_shown_duration_is_never_too_short(seconds: float) -> None:
 @given(st.text(max_size=30))
 def test_reading_any_text_gives_a_value_or_our_error(text: str) -> None:
     """Whatever is written, the readers answer or refuse."""
-    for read in (parse_size, parse_duration, parse_span):
-        try:
-            read(text)
-        except InvalidInput as error:
-            assert error.hint
+    for read in (parse_duration, parse_span):
+        with contextlib.suppress(InvalidInput):
+            assert read(text) is not None

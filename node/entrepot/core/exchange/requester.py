@@ -29,6 +29,8 @@ from entrepot.core.ranges import MAX_PAIRS, Pair, as_set, common, front, less, r
 
 #: A reader meets so many corrupt copies of one object before it gives up.
 MAX_BAD = 5
+#: After so many unanswered wants the silence itself is the reason that is told.
+SILENCE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Requester:
         self._in_order = in_order
         self._keep = keep
         self._patience = settings.want_deadline if deadline is None else deadline
-        self._deadline = 0.0
+        self._deadline = float("inf")
         self._todo: tuple[Pair, ...] | None = None
         self._known: dict[int, ObjectState] = {}
         self._known_until: dict[int, float] = {}
@@ -146,7 +148,10 @@ class Requester:
         self._unanswered = 0
         if reply.error is not None:
             return self._refused(reply.error.error(), now)
-        self._reason = None if reply.reason is None else reply.reason.error()
+        if reply.reason is not None:
+            self._reason = reply.reason.error()
+        elif any(state.state in {"ready", "uploading"} for state in reply.objects):
+            self._reason = None
         again = min(max(reply.again_in / 1000, 0.05), self._settings.again_most)
         self._ask_at = now + again
         effects = self._learn(reply.opening, now)
@@ -352,7 +357,8 @@ class Requester:
     def _refused(self, error: EntrepotError, now: float) -> list[Effect]:
         if not isinstance(error, RetryLater):
             return self._fail(error)
-        self._reason = error
+        if self._reason is None or self._unanswered >= SILENCE:
+            self._reason = error  # a single lost answer does not hide what the hub said before
         self._asked = frozenset()
         self._ask_at = now + min(0.25 * 2.0 ** min(self._unanswered, 6), 5.0)
         return []

@@ -15,8 +15,10 @@ class ExchangeSettings:
     lease: float = 10.0
     #: How long a signed PUT URL can be used.
     put_url: float = 900.0
-    #: How long a signed GET URL can be used; also the longest read lease.
+    #: How long a signed GET URL can be used.
     get_url: float = 600.0
+    #: An object that a reader was told about is not evicted for so long; every want for it begins that anew.
+    read_lease: float = 120.0
     #: How long after its end a PUT that began in time may still land.
     put_grace: float = 300.0
     #: Objects that a requester wants beyond those it is fetching.
@@ -41,9 +43,11 @@ class ExchangeSettings:
     exclusion: float = 60.0
     #: A grant that was not accepted is sent again after so long.
     resend: float = 0.5
-    #: First and longest pause between two seeks for a stream that nobody offers.
+    #: Pauses between two seeks for a stream that nobody offers: they double from the first to the second, then grow
+    #: to an eighth of the time that was waited, at most the third.
     seek_again: float = 0.25
-    seek_again_most: float = 15.0
+    seek_again_quick: float = 4.0
+    seek_again_most: float = 60.0
     #: Known holders that are asked before the whole channel is.
     known_holders: int = 8
     #: First and longest time after which a requester asks again.

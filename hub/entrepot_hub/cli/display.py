@@ -1,0 +1,83 @@
+"""What commands print: JSON for programs, tables for people, errors on the other channel."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from entrepot.core.errors import EntrepotError, to_wire
+from entrepot.core.quantities import spell_duration
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on the standard output."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    if not lines:
+        say(empty)
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    _console().print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one pair a line."""
+    pairs = [(name, str(value)) for name, value in fields]
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        say(f"{name:<{width}}  {value}")
+
+
+def say(text: str = "") -> None:
+    """A line for people on the standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A remark for people that is no part of the answer."""
+    sys.stderr.write(text + "\n")
+
+
+def print_error(error: EntrepotError, *, as_json: bool) -> None:
+    """One sentence and the hint; in JSON all that the error holds."""
+    if as_json:
+        import msgspec
+
+        sys.stderr.write(msgspec.json.encode({"error": to_wire(error)}).decode() + "\n")
+        return
+    sys.stderr.write(f"error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def when(at: float | None) -> str:
+    """A point in time, for people: local, to the minute."""
+    return "never" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def until(at: float) -> str:
+    """How long until then: ``in 7 days``, ``over``."""
+    left = at - time.time()
+    return f"in {spell_duration(left)}" if left > 0 else "over"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())

@@ -1,0 +1,181 @@
+"""``entrepot-hub init, serve, status, audit, nats-config``: the hub itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from entrepot.core.errors import Conflict, Denied
+from entrepot.core.quantities import spell_size
+from entrepot_hub.cli.access import access, ask, home, settings_of
+from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, when
+from entrepot_hub.cli.options import Folder, Json
+
+if TYPE_CHECKING:
+    from entrepot_hub.services.settings import HubSettings
+
+_PAGE = 1000
+
+
+def init(
+    url: Annotated[str, typer.Option(help="Where nodes will reach the hub: https://hub.example.org")],
+    listen: Annotated[str, typer.Option(help="Address and port to listen at.")] = "127.0.0.1:8480",
+    nats_listen: Annotated[str, typer.Option(help="The same for the hub's own message bus.")] = "127.0.0.1:4222",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Allow http:// beyond this machine, in a closed network.")
+    ] = False,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Set up a hub: its folder, keys, database and settings."""
+    from entrepot_hub.services.identity import create_hub
+    from entrepot_hub.services.settings import Listen
+
+    made = create_hub(home(folder), url, Listen.parse(listen), Listen.parse(nats_listen), plain=plain)
+    if as_json:
+        files = [str(path) for path in made.backup]
+        print_json({"folder": str(made.folder), "hub": made.hub_public, "backup": files})
+        return
+    say(f"hub {made.hub_public} set up in {made.folder}")
+    say()
+    say("Back these up, apart from each other if you can; without the first the second is worth nothing:")
+    for path in made.backup:
+        say(f"    {path}")
+    say()
+    say("next: entrepot-hub serve")
+
+
+def serve(
+    nats: Annotated[
+        list[str] | None,
+        typer.Option(help="Use these NATS servers and run none.", metavar="URL", show_default=False),
+    ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log in JSON.")] = False,
+    folder: Folder = None,
+) -> None:
+    """Run the hub until it is stopped (Ctrl-C, SIGTERM)."""
+    settings = settings_of(folder)
+    if nats:
+        settings = settings.with_nats(nats)
+    from entrepot_hub.adapters.memory import keep_freed_memory
+    from entrepot_hub.cli.logs import set_up_logs
+    from entrepot_hub.services.hub import Hub
+    from entrepot_hub.services.web.admin import answers
+
+    if answers(settings.socket):
+        raise Conflict("a hub is running in this folder already", kind="in-use", folder=str(settings.folder))
+    keep_freed_memory()
+    set_up_logs(as_json=log_json)
+
+    async def run() -> None:
+        async with Hub(settings) as hub:
+            note(f"hub ready: {settings.urls[0]}, listening at {settings.listen.host} port {hub.port}; Ctrl-C stops it")
+            await hub.serve_until_stopped()
+
+    asyncio.run(run())
+
+
+def status(folder: Folder = None, as_json: Json = False) -> None:
+    """Show whether the hub runs, and what it holds."""
+    from entrepot_hub.services.administration import Nothing
+
+    found, _ = ask(folder, "status", Nothing())
+    if as_json:
+        print_json(found)
+        return
+    print_fields(
+        [
+            ("hub", found.hub),
+            ("address", ", ".join(found.urls)),
+            ("running", "yes" if found.running else "no"),
+            *((name, state) for name, state in sorted(found.checks.items())),
+            ("channels", found.channels),
+            ("nodes", found.nodes),
+            ("used", f"{spell_size(found.charged)} of {spell_size(found.quota)}"),
+        ]
+    )
+
+
+def audit(
+    after: Annotated[int, typer.Option(help="Only lines after the one with this number.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="At most so many lines, the latest.", min=1)] = 100,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Show who changed what."""
+    entries = asyncio.run(_audit(settings_of(folder), after, limit))
+    if as_json:
+        print_json(entries)
+        return
+    print_table(
+        ("no.", "when", "who", "what", "to what", "detail"),
+        [
+            (
+                entry.id,
+                when(entry.at),
+                entry.actor[:12],
+                entry.action,
+                entry.subject[:40],
+                " ".join(f"{name}={value}" for name, value in entry.detail.items()),
+            )
+            for entry in entries
+        ],
+        empty="nothing was changed yet",
+    )
+
+
+async def _audit(settings: HubSettings, after: int, limit: int) -> list[Any]:
+    """The last ``limit`` lines after one, read page by page."""
+    from entrepot_hub.services.administration import AuditPage
+
+    kept: deque[Any] = deque(maxlen=limit)
+    async with access(settings) as way:
+        while page := await way.hub.call("audit", AuditPage(after=after, limit=_PAGE)):
+            kept.extend(page)
+            after = page[-1].id
+    return list(kept)
+
+
+def nats_config(
+    stock: Annotated[Path, typer.Option(help="Folder to write the configuration into.", metavar="DIR")],
+    websocket: Annotated[bool, typer.Option(help="Listen for WebSocket too.")] = True,
+    certificate: Annotated[
+        str | None, typer.Option(help="The server's certificate chain, as the server sees it.", show_default=False)
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The certificate's key, as the server sees it.", show_default=False)
+    ] = None,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Write the configuration for a NATS server of your own (the stock nats image). It holds no secret."""
+    from entrepot.core.errors import InvalidInput
+    from entrepot_hub.core.nats_identity import TlsFiles
+    from entrepot_hub.services.identity import load_identity, load_master
+
+    if (certificate is None) != (key is None):
+        raise InvalidInput("a certificate and its key belong together")
+    settings = settings_of(folder)
+    identity = load_identity(settings, load_master(settings))
+    tls = None if certificate is None or key is None else TlsFiles(certificate=certificate, key=key)
+    text = identity.image_config(time.time(), tls=tls, websocket=websocket)
+    path = stock / "nats-server.conf"
+    try:
+        stock.mkdir(parents=True, exist_ok=True)
+        making = stock / f".nats-server.conf.{os.getpid()}"
+        making.write_text(text)
+        making.replace(path)
+    except OSError as error:
+        raise Denied(f"{path} cannot be written: {error.strerror}", kind="unreadable", path=str(path)) from None
+    if as_json:
+        print_json({"file": str(path)})
+        return
+    say(str(path))
+    note("Mount it as /etc/nats/nats-server.conf, keep /data in a volume, and start the hub with")
+    note("    entrepot-hub serve --nats nats://HOST:4222")

@@ -1,0 +1,399 @@
+"""What the hub's admin, and a channel's owner, can do: one code for the socket, the API and the command line.
+
+Every operation is a method that takes one request and gives one answer, both plain values. What takes rights
+away is told to :class:`Changes` at once, so that a running hub cuts the node off in seconds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
+
+from entrepot.core.api import ChannelDetail, ChannelView, InviteView, MemberView, NewInvite
+from entrepot.core.errors import Conflict
+from entrepot.core.invite import ID_LENGTH, SECRET_LENGTH
+from entrepot.core.invite import Invite as InviteUrl
+from entrepot.core.lock import SchemaLock
+from entrepot.core.nkeys import KeyKind, decode_public
+from entrepot_hub.adapters.registry import Registry
+from entrepot_hub.core.members import Channel, Invite, Member, Node, Rights, check_channel_name
+from entrepot_hub.services.vault import Vault
+
+ADMIN: Final = "admin"
+
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what is asked for."""
+
+
+class Nothing(Request, frozen=True, kw_only=True):
+    """A question without details."""
+
+
+class ChannelCreate(Request, frozen=True, kw_only=True):
+    """A new channel; sizes in bytes, ``object`` 0 for whole streams. ``credentials``: the bucket's keys, a
+    secret."""
+
+    name: Name
+    bucket: Text
+    quota: Size = 10 << 30
+    miniblock: Size = 1 << 20
+    object: Size = 4 << 20
+    public_read: bool = False
+    credentials: Annotated[str, msgspec.Meta(max_length=32768)] | None = None
+
+    def __repr__(self) -> str:
+        return f"ChannelCreate({self.name}, {self.bucket}, credentials={'***' if self.credentials else None})"
+
+
+class ChannelNamed(Request, frozen=True, kw_only=True):
+    """A channel."""
+
+    name: Name
+
+
+class InviteCreate(Request, frozen=True, kw_only=True):
+    """An invite for ``uses`` nodes, good for ``life`` seconds."""
+
+    name: Name
+    uses: int = 1
+    life: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7 * 86_400
+    rights: Text = "request,provide"
+
+
+class MemberGrant(Request, frozen=True, kw_only=True):
+    """A node (its name, its key, or the beginning of either) gets exactly these rights."""
+
+    name: Name
+    node: Name
+    rights: Text
+
+
+class MemberRevoke(Request, frozen=True, kw_only=True):
+    """A node loses all rights in a channel."""
+
+    name: Name
+    node: Name
+
+
+class NodeNamed(Request, frozen=True, kw_only=True):
+    """A node: its name, its key, or the beginning of either."""
+
+    node: Name
+
+
+class AuditPage(Request, frozen=True, kw_only=True):
+    """Up to ``limit`` lines after the one with id ``after``."""
+
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what is answered. Times are unix seconds, sizes bytes."""
+
+
+class NodeView(View, frozen=True, kw_only=True):
+    """A node as the hub knows it."""
+
+    node: str
+    name: str
+    status: str
+    created_at: float
+    seen_at: float | None
+
+
+class AuditView(View, frozen=True, kw_only=True):
+    """A line of the audit log."""
+
+    id: int
+    at: float
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, object]
+
+
+class Status(View, frozen=True, kw_only=True):
+    """The hub at a glance. ``checks``: what it needs, and whether that is ``ok``; empty when it does not
+    run."""
+
+    hub: str
+    urls: tuple[str, ...]
+    running: bool
+    channels: int
+    nodes: int
+    quota: int
+    charged: int
+    checks: dict[str, str]
+
+
+class Changes(Protocol):
+    """Who must know of a change at once: the running hub."""
+
+    async def on_revoked(self, node: str, channel: str | None) -> None:
+        """The node (public key) lost rights: in this channel, or (None) all of them."""
+        ...
+
+    async def on_granted(self, node: str, channel: str | None) -> None:
+        """The node gained rights: in this channel, or (None) it is no longer suspended."""
+        ...
+
+    async def on_channel(self, channel: str) -> None:
+        """A channel was made."""
+        ...
+
+
+class NoChanges:
+    """Nobody runs who would have to know."""
+
+    async def on_revoked(self, node: str, channel: str | None) -> None:
+        """Takes effect when the hub starts: JWTs are made from the rights of that moment."""
+
+    async def on_granted(self, node: str, channel: str | None) -> None:
+        """Nothing to do."""
+
+    async def on_channel(self, channel: str) -> None:
+        """Nothing to do."""
+
+
+class Administration:
+    """The operations. ``origin`` goes into invites; ``checks`` looks at what the running hub needs; ``actor``
+    of every method is who asks: ``admin``, or an owner's public key."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        vault: Vault,
+        *,
+        hub_public: str,
+        urls: tuple[str, ...],
+        clock: Callable[[], float],
+        changes: Changes | None = None,
+        checks: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+    ) -> None:
+        self._registry = registry
+        self._vault = vault
+        self._hub_public = hub_public
+        self._hub_key = decode_public(hub_public, KeyKind.OPERATOR)[1]
+        self._urls = urls
+        self._clock = clock
+        self._changes: Changes = changes or NoChanges()
+        self._checks = checks
+
+    # -- channels --------------------------------------------------------------------------------------------
+
+    async def create_channel(self, asked: ChannelCreate, actor: str = ADMIN) -> ChannelView:
+        """Put a channel on a bucket, once it is clear that the bucket can be used. Conflict (``exists``,
+        ``in-use``), and what the bucket raises."""
+        check_channel_name(asked.name)
+        lock = SchemaLock(asked.name, miniblock=asked.miniblock, object=asked.object)
+        url, prefix = self._vault.locate(asked.bucket)
+        known = await self._registry.channels()
+        if any(channel.name == asked.name for channel in known):
+            raise Conflict(f"there is a channel {asked.name} already", kind="exists", channel=asked.name)
+        shared = next((channel.bucket for channel in known if channel.bucket.url == url), None)
+        sealed = None if asked.credentials is None else self._vault.seal(url, asked.credentials.encode())
+        if shared is not None and sealed is None:
+            binds = dict(shared.binds)
+        else:
+            binds = await self._vault.survey(url, sealed)
+        channel = await self._registry.create_channel(
+            asked.name,
+            quota=asked.quota,
+            lock=lock,
+            bucket=url,
+            prefix=prefix,
+            credentials=sealed,
+            binds=binds,
+            public_read=asked.public_read,
+            now=self._clock(),
+            actor=actor,
+        )
+        await self._changes.on_channel(channel.name)
+        return _channel_view(channel)
+
+    async def list_channels(self, _asked: Nothing, _actor: str = ADMIN) -> list[ChannelView]:
+        """All channels, by name."""
+        return [_channel_view(channel) for channel in await self._registry.channels()]
+
+    async def show_channel(self, asked: ChannelNamed, _actor: str = ADMIN) -> ChannelDetail:
+        """One channel with its members and invites. NotFound (``no-such-channel``)."""
+        channel = await self._registry.channel(asked.name)
+        return ChannelDetail(
+            channel=_channel_view(channel),
+            members=[_member_view(member) for member in await self._registry.members(asked.name)],
+            invites=[_invite_view(invite) for invite in await self._registry.invites(asked.name)],
+        )
+
+    async def create_invite(self, asked: InviteCreate, actor: str = ADMIN) -> NewInvite:
+        """A new invite. Its secret is in the answer and kept nowhere."""
+        now = self._clock()
+        secret, name = secrets.token_bytes(SECRET_LENGTH), secrets.token_bytes(ID_LENGTH)
+        invite = await self._registry.create_invite(
+            asked.name,
+            Rights.parse(asked.rights),
+            uses=asked.uses,
+            expires=now + asked.life,
+            secret=secret,
+            now=now,
+            actor=actor,
+            invite_id=name,
+        )
+        url = InviteUrl(self._urls[0], name, secret, self._hub_key).join_url()
+        return NewInvite(invite=_invite_view(invite), url=url)
+
+    # -- members ---------------------------------------------------------------------------------------------
+
+    async def grant(self, asked: MemberGrant, actor: str = ADMIN) -> MemberView:
+        """Give a known node exactly these rights; what it loses by that is revoked at once."""
+        rights = Rights.parse(asked.rights)
+        node = await self._registry.node(asked.node)
+        before = next((m for m in await self._registry.members(asked.name) if m.node.public == node.public), None)
+        member = await self._registry.grant_rights(asked.name, node.public, rights, now=self._clock(), actor=actor)
+        lost = before is not None and before.revoked_at is None and before.rights.granted - rights.granted
+        if lost:
+            await self._changes.on_revoked(node.public, asked.name)
+        else:
+            await self._changes.on_granted(node.public, asked.name)
+        return _member_view(member)
+
+    async def revoke(self, asked: MemberRevoke, actor: str = ADMIN) -> MemberView:
+        """Take all rights in the channel from a node. Repeating it tells the running hub again."""
+        node = await self._registry.node(asked.node)
+        member = await self._registry.revoke(asked.name, node.public, now=self._clock(), actor=actor)
+        await self._changes.on_revoked(node.public, asked.name)
+        return _member_view(member)
+
+    # -- nodes -----------------------------------------------------------------------------------------------
+
+    async def list_nodes(self, _asked: Nothing, _actor: str = ADMIN) -> list[NodeView]:
+        """All nodes, by name."""
+        return [_node_view(node) for node in await self._registry.nodes()]
+
+    async def suspend(self, asked: NodeNamed, actor: str = ADMIN) -> NodeView:
+        """The node can do nothing at this hub until it is resumed."""
+        found = await self._registry.node(asked.node)
+        node = await self._registry.suspend(found.public, now=self._clock(), actor=actor)
+        await self._changes.on_revoked(node.public, None)
+        return _node_view(node)
+
+    async def resume(self, asked: NodeNamed, actor: str = ADMIN) -> NodeView:
+        """Undo :meth:`suspend`."""
+        found = await self._registry.node(asked.node)
+        node = await self._registry.resume(found.public, now=self._clock(), actor=actor)
+        await self._changes.on_granted(node.public, None)
+        return _node_view(node)
+
+    # -- the hub ---------------------------------------------------------------------------------------------
+
+    async def audit(self, asked: AuditPage, _actor: str = ADMIN) -> list[AuditView]:
+        """A page of the audit log, oldest line first."""
+        entries = await self._registry.audit_log(asked.after, asked.limit)
+        return [
+            AuditView(
+                id=entry.id,
+                at=entry.at,
+                actor=entry.actor,
+                action=entry.action,
+                subject=entry.subject,
+                detail=dict(entry.detail),
+            )
+            for entry in entries
+        ]
+
+    async def status(self, _asked: Nothing, _actor: str = ADMIN) -> Status:
+        """The hub at a glance."""
+        channels = await self._registry.channels()
+        return Status(
+            hub=self._hub_public,
+            urls=self._urls,
+            running=self._checks is not None,
+            channels=len(channels),
+            nodes=len(await self._registry.nodes()),
+            quota=sum(channel.quota for channel in channels),
+            charged=sum(channel.charged for channel in channels),
+            checks={} if self._checks is None else dict(await self._checks()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Operation[R: Request, A]:
+    """One thing that can be asked for: the form of the request, of the answer, and what does it."""
+
+    request: type[R]
+    answer: type[A]
+    call: Callable[[Administration, R, str], Awaitable[A]]
+
+
+#: Everything the admin can ask for, by name.
+OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
+    "channel.create": Operation(ChannelCreate, ChannelView, Administration.create_channel),
+    "channel.list": Operation(Nothing, list[ChannelView], Administration.list_channels),
+    "channel.show": Operation(ChannelNamed, ChannelDetail, Administration.show_channel),
+    "channel.invite": Operation(InviteCreate, NewInvite, Administration.create_invite),
+    "channel.grant": Operation(MemberGrant, MemberView, Administration.grant),
+    "channel.revoke": Operation(MemberRevoke, MemberView, Administration.revoke),
+    "node.list": Operation(Nothing, list[NodeView], Administration.list_nodes),
+    "node.suspend": Operation(NodeNamed, NodeView, Administration.suspend),
+    "node.resume": Operation(NodeNamed, NodeView, Administration.resume),
+    "audit": Operation(AuditPage, list[AuditView], Administration.audit),
+    "status": Operation(Nothing, Status, Administration.status),
+}
+
+
+def _channel_view(channel: Channel) -> ChannelView:
+    return ChannelView(
+        name=channel.name,
+        bucket=channel.bucket.url,
+        quota=channel.quota,
+        charged=channel.charged,
+        lock=channel.lock.hex,
+        miniblock=channel.lock.miniblock,
+        object=channel.lock.object,
+        public_read=channel.public_read,
+        created_at=channel.created_at,
+        binds=dict(channel.bucket.binds),
+    )
+
+
+def _member_view(member: Member) -> MemberView:
+    return MemberView(
+        channel=member.channel,
+        node=member.node.public,
+        name=member.node.name,
+        rights=str(member.rights),
+        active=member.active,
+        granted_at=member.granted_at,
+        revoked_at=member.revoked_at,
+    )
+
+
+def _invite_view(invite: Invite) -> InviteView:
+    return InviteView(
+        id=invite.id,
+        channel=invite.channel,
+        rights=str(invite.rights),
+        uses=invite.uses,
+        used=invite.used,
+        expires=invite.expires,
+        revoked_at=invite.revoked_at,
+    )
+
+
+def _node_view(node: Node) -> NodeView:
+    return NodeView(
+        node=node.public,
+        name=node.name,
+        status=node.status.value,
+        created_at=node.created_at,
+        seen_at=node.seen_at,
+    )

@@ -1,0 +1,231 @@
+"""What the hub does in the bucket itself: look what arrived, make room, judge what is called bad.
+
+Order is everything here. Bytes are released in the ledger only after the bucket is known to hold nothing; a key whose
+PUT URL could still be used is not deleted but replaced by a 0-byte tombstone, in one step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from weakref import WeakValueDictionary
+
+from entrepot.core.errors import Conflict, Corrupt, NotFound, RetryLater
+from entrepot.core.exchange.settings import ExchangeSettings
+from entrepot.core.format import decode_header, header_length, verify_miniblock
+from entrepot.core.geometry import Geometry
+from entrepot.core.identifiers import Opening, StreamId
+from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.ledger import Found, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView, may_land
+from entrepot_hub.services.channels import Channels, OpenChannel
+
+#: A key that changes under the hub's hands is met again so often before it is left to the next sweep.
+_LOOKS = 5
+
+
+class Verdict(Enum):
+    """What reading an object again says of it: it proves itself, it does not, or it is not the object that was meant
+    (gone, or replaced behind the hub's back)."""
+
+    PROVED = "proved"
+    CORRUPT = "corrupt"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look left: the object now, and the record of what it took out because its header was wrong."""
+
+    view: ObjectView
+    condemned: ObjectRecord | None = None
+
+
+class BucketKeeper:
+    """Looks, evictions and judgements. One at a time per object; different objects in parallel."""
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        channels: Channels,
+        settings: ExchangeSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._channels = channels
+        self._settings = settings
+        self._clock = clock
+        self._turns: WeakValueDictionary[ObjectRef, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, ref: ObjectRef) -> asyncio.Lock:
+        """The lock that whoever changes the object's key in the bucket holds."""
+        lock = self._turns.get(ref)
+        if lock is None:
+            lock = self._turns[ref] = asyncio.Lock()
+        return lock
+
+    async def look(self, ref: ObjectRef) -> Look:
+        """Take in what lies at the object's key now. What matches no unexpired grant is deleted.
+
+        RetryLater (``busy``) when somebody keeps changing it.
+        """
+        channel = await self._channels.channel(ref.channel)
+        async with self.turn(ref):
+            return await self._look(channel, ref)
+
+    async def clear_tombstone(self, channel: OpenChannel, ref: ObjectRef) -> None:
+        """Delete the 0-byte object that holds the key, before a new grant is signed for it or when no PUT can land any
+        more; and what a late PUT put over it where the provider does not hold create-only.
+
+        RetryLater (``busy``) when somebody keeps changing it.
+        """
+        key = channel.key(ref)
+        async with self.turn(ref):
+            view = await self._database.call(self._ledger.view, ref)
+            if not view.record.tombstone:
+                return  # cleared meanwhile: what lies there now may be the new grant's
+            await self._clear(channel, key)
+            await self._database.call(self._ledger.clear_tombstone, ref, self._clock())
+
+    async def make_room(self, channel_name: str, need: int) -> list[ObjectRef]:
+        """Evict objects worth at least ``need`` bytes, if that many may go. The objects that are gone."""
+        channel = await self._channels.channel(channel_name)
+        leaving = await self._database.call(
+            self._ledger.evict_begin, channel_name, need, self._clock(), self._settings.put_grace
+        )
+        async with asyncio.TaskGroup() as group:
+            for record in leaving:
+                group.create_task(self._remove(channel, record))
+        return [record.ref for record in leaving]
+
+    async def finish(self, record: ObjectRecord) -> ObjectView:
+        """Bring an object that :meth:`Ledger.stale` named to rest."""
+        channel = await self._channels.channel(record.ref.channel)
+        if record.status is ObjectStatus.EVICTING:
+            await self._remove(channel, record)
+            return await self._database.call(self._ledger.view, record.ref)
+        if record.status is ObjectStatus.TOMBSTONE:
+            await self.clear_tombstone(channel, record.ref)
+            return await self._database.call(self._ledger.view, record.ref)
+        return (await self.look(record.ref)).view
+
+    async def verify(self, ref: ObjectRef, etag: str | None, miniblock: int | None) -> Verdict:
+        """Read the length, the header and one miniblock of a ready object as a reader would.
+
+        ``miniblock`` counts within the stream; None means length and header alone.
+        """
+        channel = await self._channels.channel(ref.channel)
+        opening = await self._database.call(self._ledger.opening, ref.channel, ref.stream)
+        if opening is None:
+            return Verdict.CHANGED
+        head = await channel.bucket.head(channel.key(ref))
+        if head is None or etag not in (None, head.etag):
+            return Verdict.CHANGED
+        if head.length != Geometry(opening.length, channel.lock).object_length(ref.number):
+            return Verdict.CORRUPT
+        try:
+            await self._read(channel, ref, opening, head.etag, miniblock)
+        except (NotFound, Conflict):
+            return Verdict.CHANGED
+        except Corrupt:
+            return Verdict.CORRUPT
+        return Verdict.PROVED
+
+    async def quarantine(self, ref: ObjectRef, etag: str | None) -> ObjectRecord | None:
+        """Take a bad object out of use and out of the bucket; None if it was gone already."""
+        record = await self._database.call(self._ledger.condemn, ref, etag, self._clock())
+        if record is not None:
+            await self._remove(await self._channels.channel(ref.channel), record)
+        return record
+
+    async def _look(self, channel: OpenChannel, ref: ObjectRef) -> Look:
+        key, grace = channel.key(ref), self._settings.put_grace
+        for _ in range(_LOOKS):
+            head = await channel.bucket.head(key)
+            found = None if head is None else Found(head.length, head.etag, head.digest)
+            view = await self._database.call(self._ledger.settle, ref, found, self._clock(), grace)
+            if view is None:
+                assert found is not None
+                with suppress(Conflict):  # it changed under our hands
+                    await channel.bucket.delete(key, found.etag)
+                continue  # nothing is released before the key was seen to hold nothing
+            if found is None or found.digest is not None or view.record.status is not ObjectStatus.READY:
+                return Look(view)
+            if await self._header_proves(channel, ref, found):
+                return Look(view)
+            record = await self._database.call(self._ledger.condemn, ref, found.etag, self._clock())
+            if record is not None:
+                await self._leave(channel, record)
+                return Look(await self._database.call(self._ledger.view, ref), record)
+        raise _restless(key)
+
+    async def _header_proves(self, channel: OpenChannel, ref: ObjectRef, found: Found) -> bool:
+        """For buckets that show no digest: at least the header must be the right one."""
+        opening = await self._database.call(self._ledger.opening, ref.channel, ref.stream)
+        if opening is None:
+            return False
+        try:
+            await self._read(channel, ref, opening, found.etag, None)
+        except Corrupt:
+            return False
+        except (NotFound, Conflict):
+            return True
+        return True
+
+    async def _read(
+        self, channel: OpenChannel, ref: ObjectRef, opening: Opening, etag: str | None, miniblock: int | None
+    ) -> None:
+        key, stream = channel.key(ref), StreamId(ref.stream)
+        size = header_length(opening.length, ref.number, channel.lock)
+        data = await channel.bucket.read(key, 0, size, etag)
+        header = decode_header(data, stream=stream, lock=channel.lock, number=ref.number, opening=opening)
+        if miniblock is None:
+            return
+        first = header.number * channel.lock.object // channel.lock.miniblock if channel.lock.object else 0
+        index = miniblock - first
+        if not 0 <= index < len(header.nodes):
+            return
+        offset, length = header.miniblock_span(index)
+        verify_miniblock(header, index, await channel.bucket.read(key, offset, length, etag))
+
+    async def _remove(self, channel: OpenChannel, record: ObjectRecord) -> None:
+        """An EVICTING object leaves the bucket, then the ledger lets its bytes go."""
+        async with self.turn(record.ref):
+            await self._leave(channel, record)
+
+    async def _leave(self, channel: OpenChannel, record: ObjectRecord) -> None:
+        """The same for whoever has the turn."""
+        key, etag = channel.key(record.ref), record.etag
+        tombstone = may_land(record, self._clock(), self._settings.put_grace)
+        for _ in range(_LOOKS):
+            try:
+                if tombstone:
+                    await channel.bucket.put_tombstone(key, etag)
+                else:
+                    await channel.bucket.delete(key, etag)
+            except Conflict:
+                head = await channel.bucket.head(key)
+                etag = None if head is None else head.etag
+                # Something else took its place: nothing of that was granted to stay.
+                tombstone = tombstone or (head is not None and head.length > 0)
+                continue
+            await self._database.call(self._ledger.evict_end, record.ref, tombstone, self._clock())
+            return
+        raise _restless(key)
+
+    async def _clear(self, channel: OpenChannel, key: str) -> None:
+        for _ in range(_LOOKS):
+            head = await channel.bucket.head(key)
+            if head is None:
+                return
+            with suppress(Conflict):  # it changed under our hands
+                await channel.bucket.delete(key, head.etag)
+        raise _restless(key)
+
+
+def _restless(key: str) -> RetryLater:
+    return RetryLater("something keeps changing an object in the bucket", kind="busy", key=key)

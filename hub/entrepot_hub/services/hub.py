@@ -1,0 +1,311 @@
+"""The hub: everything put together, started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import structlog
+
+from entrepot.adapters.bus import Bus
+from entrepot.core import subjects
+from entrepot.core.errors import EntrepotError, RetryLater
+from entrepot.core.exchange.settings import ExchangeSettings
+from entrepot.core.keys import owner_mark_key
+from entrepot.core.messages import Message, encode
+from entrepot_hub.adapters.accounts import Accounts
+from entrepot_hub.adapters.buckets.folder import FolderBucket
+from entrepot_hub.adapters.buckets.folder_web import FolderWeb
+from entrepot_hub.adapters.database import Database
+from entrepot_hub.adapters.nats_server import NatsServer, NatsServerSettings
+from entrepot_hub.adapters.registry import Registry
+from entrepot_hub.adapters.sql_ledger import SqlLedger
+from entrepot_hub.core.nats_identity import NatsIdentity
+from entrepot_hub.core.rounds import Rounds
+from entrepot_hub.services.administration import Administration
+from entrepot_hub.services.background import Background
+from entrepot_hub.services.bucket_keeper import BucketKeeper
+from entrepot_hub.services.channels import Channels
+from entrepot_hub.services.dispatcher import Dispatcher
+from entrepot_hub.services.exchange import Exchange
+from entrepot_hub.services.identity import database_url, load_identity, load_master
+from entrepot_hub.services.presence import Presence
+from entrepot_hub.services.settings import HubSettings, Listen
+from entrepot_hub.services.vault import Vault
+from entrepot_hub.services.web.app import WebServer, admin_app, node_app
+from entrepot_hub.services.web.context import WebContext
+from entrepot_hub.services.web.health import Readiness
+
+_LAPSE = 0.25  # seconds between two looks for leases that are over
+_SWEEP = 30.0
+_SEEN = 60.0
+_PRUNE = 300.0
+_HISTORY = 7 * 86_400.0  # for so long the ledger remembers what is over
+_TICK = 1.0  # the longest pause of the rounds' timer
+_REVOCATIONS = "revocations"
+
+
+class Hub:
+    """One hub process. Use as ``async with``: entered, it serves. ``master`` is the master key's text when it comes
+    from the environment."""
+
+    def __init__(
+        self, settings: HubSettings, *, master: str | None = None, exchange: ExchangeSettings | None = None
+    ) -> None:
+        self.settings = settings
+        self.instance = secrets.token_hex(8)
+        self._given = master
+        self._exchange_settings = exchange or ExchangeSettings()
+        self._stack = AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._log = structlog.get_logger("hub")
+        self._nats: NatsServer | None = None
+        self._web: WebServer | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop serving, in reverse order; idempotent."""
+        self._stop.set()
+        await self._stack.aclose()
+
+    async def serve_until_stopped(self) -> None:
+        """Return on SIGTERM, SIGINT or :meth:`stop`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._stop.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Have :meth:`serve_until_stopped` return."""
+        self._stop.set()
+
+    @property
+    def port(self) -> int:
+        """The port that nodes reach the hub at."""
+        assert self._web is not None
+        return self._web.port
+
+    def nats_urls(self) -> Sequence[str]:
+        """Where nodes find NATS."""
+        nats = self.settings.nats
+        if nats.urls:
+            return nats.urls
+        return nats.server if self._nats is None else (self._nats.url,)
+
+    # -- start ----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings, enter = self.settings, self._stack.enter_async_context
+        master = await asyncio.to_thread(load_master, settings, self._given)
+        identity = await asyncio.to_thread(load_identity, settings, master)
+        self._identity = identity
+        database = await asyncio.to_thread(lambda: Database(database_url(settings)))
+        self._database = await enter(database)
+        await database.migrate()
+        registry = self._registry = Registry(database, master)
+        ledger = SqlLedger(database)
+        vault = Vault(master, identity.hub_public, settings.urls[0], time.time)
+        background = self._background = await enter(Background())
+        channels = self._channels = await enter(Channels(registry, lambda record: vault.open(record.bucket), time.time))
+        servers = await self._servers(identity)
+        bus = self._bus = Bus(
+            servers,
+            name=f"hub {self.instance}",
+            inbox_prefix=subjects.inbox(identity.hub_user.public),
+            credentials=lambda: identity.hub_credentials(time.time()),
+            on_error=self._bus_error,
+        )
+        system = Bus(
+            servers,
+            name=f"hub-system {self.instance}",
+            inbox_prefix=subjects.inbox(identity.system_user.public),
+            credentials=lambda: identity.system_credentials(time.time()),
+            on_up=self._system_up,
+            on_error=self._bus_error,
+        )
+        self._accounts = Accounts(system, identity, clock=time.time, life=settings.jwt_life)
+        self._accounts.load(await self._load_revocations())
+        presence = self._presence = Presence(
+            clock=time.time,
+            spawn=background.spawn,
+            grace=self._exchange_settings.disconnect_grace,
+            revocations=lambda: self._accounts.revocations,
+        )
+        keeper = BucketKeeper(database, ledger, channels, self._exchange_settings, time.time)
+        exchange = self._exchange = Exchange(
+            instance=self.instance,
+            database=database,
+            ledger=ledger,
+            channels=channels,
+            keeper=keeper,
+            rounds=Rounds(self._exchange_settings, lambda: secrets.token_bytes(16)),
+            settings=self._exchange_settings,
+            clock=time.time,
+            publish=self._publish,
+            spawn=background.spawn,
+        )
+        presence.serve(exchange)
+        for name, error in (await channels.open_all()).items():
+            self._log.warning("bucket not opened", channel=name, kind=error.kind, why=error.message)
+        await enter(bus)
+        await enter(system)
+        await self._accounts.listen(presence.happened)
+        await Dispatcher(bus, exchange, channels, presence, background.spawn).start()
+        await self._serve_web(vault, ledger, presence)
+        background.spawn(exchange.restore())
+        background.spawn(self._rounds_timer())
+        background.every(_LAPSE, exchange.lapse)
+        background.every(_SWEEP, exchange.sweep)
+        background.every(_SEEN, self._note_seen)
+        background.every(_PRUNE, lambda: database.call(ledger.prune, time.time() - _HISTORY))
+
+    async def _servers(self, identity: NatsIdentity) -> Sequence[str]:
+        nats = self.settings.nats
+        if nats.server:
+            return nats.server
+        listen = Listen.parse(nats.listen)
+        websocket = None if nats.websocket is None else (Listen.parse(nats.websocket).port or -1)
+        self._nats = NatsServer(
+            identity,
+            self.settings.folder / "nats",
+            clock=time.time,
+            settings=NatsServerSettings(host=listen.host, port=listen.port or -1, websocket_port=websocket),
+            revocations=lambda: self._accounts.revocations if hasattr(self, "_accounts") else {},
+        )
+        await self._stack.enter_async_context(self._nats)
+        return (self._nats.url,)
+
+    async def _serve_web(self, vault: Vault, ledger: SqlLedger, presence: Presence) -> None:
+        settings, identity = self.settings, self._identity
+        readiness = Readiness(
+            {"database": self._probe_database, "nats": self._probe_nats, "buckets": self._probe_buckets},
+            time.monotonic,
+        )
+        administration = Administration(
+            self._registry,
+            vault,
+            hub_public=identity.hub_public,
+            urls=settings.urls,
+            clock=time.time,
+            changes=self,
+            checks=readiness.look,
+        )
+        context = WebContext(
+            settings=settings,
+            identity=identity,
+            database=self._database,
+            registry=self._registry,
+            ledger=ledger,
+            presence=presence,
+            nats_urls=self.nats_urls,
+            instance=self.instance,
+            clock=time.time,
+        )
+        folders = FolderWeb(self._folder).routes()
+        nodes = node_app(context, administration, readiness, more=folders)
+        self._web = await self._stack.enter_async_context(WebServer(settings, nodes, admin_app(administration)))
+
+    # -- who must know of changes (administration.Changes) --------------------------------------------------------
+
+    async def on_revoked(self, node: str, channel: str | None) -> None:
+        """A node lost rights: its connections end, and it comes back with what it still may do, if anything."""
+        self._channels.forget(node=node, channel=channel)
+        try:
+            await self._accounts.revoke(node)
+        finally:
+            await self._save_revocations()
+
+    async def on_granted(self, node: str, channel: str | None) -> None:
+        """A node gained rights: they count from its next session on."""
+        self._channels.forget(node=node, channel=channel)
+
+    async def on_channel(self, channel: str) -> None:
+        """A channel was made: open its bucket."""
+        self._channels.forget(channel=channel)
+        await self._channels.channel(channel)
+
+    # -- background -----------------------------------------------------------------------------------------------
+
+    async def _rounds_timer(self) -> None:
+        """Let time pass for the rounds exactly when they want it."""
+        while True:
+            self._exchange.woken.clear()
+            due = await self._exchange.tick()
+            pause = _TICK if due is None else min(max(due - time.time(), 0.001), _TICK)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._exchange.woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _note_seen(self) -> None:
+        heard = self._presence.heard_since(time.time() - 2 * _SEEN)
+        if heard:
+            await self._registry.seen(heard)
+
+    def _publish(self, subject: str, message: Message) -> None:
+        self._background.spawn(self._send(subject, encode(message)))
+
+    async def _send(self, subject: str, payload: bytes) -> None:
+        """A message may be lost, so a bus that is down is nothing to stop for: what matters is said again."""
+        if self._bus.connected:
+            await self._bus.publish(subject, payload)
+
+    async def _system_up(self) -> None:
+        """Servers that were away may have missed a revocation, and so may this hub one that another made."""
+        self._accounts.load(await self._load_revocations())
+        await self._accounts.push()
+
+    def _bus_error(self, error: EntrepotError, where: str) -> None:
+        self._log.warning("bus", kind=error.kind, why=error.message, where=where)
+
+    def _folder(self, name: str) -> FolderBucket | None:
+        bucket = self._channels.bucket_named(name)
+        return bucket if isinstance(bucket, FolderBucket) else None
+
+    # -- what must be there ---------------------------------------------------------------------------------------
+
+    async def _probe_database(self) -> None:
+        await self._registry.setting(_REVOCATIONS)
+        if self._background.mistakes:
+            raise RetryLater("the hub made a mistake since it started: see its log", kind="retry-later")
+
+    async def _probe_nats(self) -> None:
+        if self._bus.reason is not None:
+            raise self._bus.reason
+
+    async def _probe_buckets(self) -> None:
+        for record in await self._registry.channels():
+            channel = await self._channels.channel(record.name)
+            await channel.bucket.head(owner_mark_key(record.bucket.prefix))
+
+    async def _load_revocations(self) -> dict[str, float]:
+        stored = await self._registry.setting(_REVOCATIONS)
+        return {} if stored is None else msgspec.json.decode(stored, type=dict[str, float])
+
+    async def _save_revocations(self) -> None:
+        self._accounts.load(await self._load_revocations())
+        await self._registry.set_setting(_REVOCATIONS, msgspec.json.encode(dict(self._accounts.revocations)))

@@ -1,0 +1,168 @@
+"""Who the hub is: its folder, its master key, its keys on NATS, its database. Made once, by ``entrepot-hub
+init``.
+
+The folder is for the hub's user alone (0700). It appears whole or not at all: everything is made beside it
+and then moved into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.nats_identity import RANDOM_LENGTH, NatsIdentity
+from entrepot_hub.core.sealing import KEY_LENGTH, SEAL_RANDOM, MasterKey, seal, unseal
+from entrepot_hub.services.settings import (
+    DATABASE_NAME,
+    FILE_NAME,
+    IDENTITY_NAME,
+    MASTER_NAME,
+    HubSettings,
+    Listen,
+    first_settings,
+    parse_settings,
+)
+
+_PLACE: Final = b"entrepot.hub-identity\0"
+_MAX_SECRET_FILE: Final = 65536
+_COMMAND_TIME: Final = 30.0  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewHub:
+    """What was made: the folder, the hub's public key, and the files without which it cannot be made
+    again."""
+
+    folder: Path
+    hub_public: str
+    backup: tuple[Path, ...]
+
+
+def create_hub(folder: Path, url: str, listen: Listen, nats_listen: Listen, *, plain: bool = False) -> NewHub:
+    """Set up a new hub in ``folder``, which must be absent or empty. Blocking.
+
+    Raises Conflict (``exists``) where something is, InvalidInput for a bad address, Denied (``unreadable``)
+    where the folder cannot be written.
+    """
+    if "?" in str(folder):
+        raise InvalidInput("a hub's folder has no question mark in its path", kind="invalid-setting")
+    text = first_settings(url, listen, nats_listen, plain=plain)
+    settings = parse_settings(folder, text.encode())
+    master = MasterKey(secrets.token_bytes(KEY_LENGTH))
+    identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
+    sealed = seal(identity.dump(), key=master, associated=_PLACE, random=secrets.token_bytes(SEAL_RANDOM))
+    text = text.replace(f'"{url}"', f'"{settings.urls[0]}"')
+    making = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Conflict(
+                f"{folder} is not empty: a hub is never overwritten",
+                kind="exists",
+                hint="Name another folder, or move what is there away.",
+                folder=str(folder),
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making.mkdir(mode=0o700)
+        _write(making / MASTER_NAME, master.raw.hex().encode() + b"\n")
+        _write(making / IDENTITY_NAME, sealed)
+        database = Database(f"sqlite:///{making / DATABASE_NAME}")
+        try:
+            database.migrate_now()
+        finally:
+            database.close()
+        _write(making / FILE_NAME, text.encode())
+        try:
+            os.rename(making, folder)  # atomic, and refuses a folder that is not empty
+        except OSError as error:
+            if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+                raise Conflict(f"{folder} was made meanwhile", kind="exists", folder=str(folder)) from None
+            raise
+        _sync(folder.parent)
+    except OSError as error:
+        raise Denied(f"{folder} cannot be made: {error.strerror}", kind="unreadable", folder=str(folder)) from None
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(making)
+    names = (MASTER_NAME, IDENTITY_NAME, DATABASE_NAME, FILE_NAME)
+    return NewHub(folder=folder, hub_public=identity.hub_public, backup=tuple(folder / name for name in names))
+
+
+def load_master(settings: HubSettings, given: str | None = None) -> MasterKey:
+    """The master key: the one given (from the environment), else the command's, else the file's. Blocking.
+
+    Raises NotFound, Denied (``unreadable``), InvalidInput (``invalid-key``); the key is in none of them.
+    """
+    given = settings.master_key if given is None else given
+    if given is not None:
+        return MasterKey.parse(given)
+    if settings.master.command:
+        return MasterKey.parse(_output(settings.master.command, "the master key"))
+    return MasterKey.parse(_read(settings.folder / settings.master.file).decode("ascii", "replace"))
+
+
+def load_identity(settings: HubSettings, master: MasterKey) -> NatsIdentity:
+    """The hub's keys on NATS, unsealed. Blocking. Raises as :func:`load_master`, and Corrupt."""
+    sealed = _read(settings.folder / IDENTITY_NAME)
+    return NatsIdentity.load(unseal(sealed, key=master, associated=_PLACE))
+
+
+def database_url(settings: HubSettings) -> str:
+    """Where the hub's database is; may hold a password. Blocking, if a command tells it."""
+    if settings.database.url_command:
+        return _output(settings.database.url_command, "the database's URL").strip()
+    if settings.database.url is not None:
+        return settings.database.url
+    return f"sqlite:///{settings.folder.absolute() / DATABASE_NAME}"
+
+
+def _output(command: Sequence[str], what: str) -> str:
+    try:
+        done = subprocess.run(
+            list(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_TIME, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RetryLater(f"the command for {what} did not end in time", kind="deadline") from None
+    except OSError as error:
+        raise InvalidInput(f"the command for {what} cannot be run: {error.strerror}", kind="invalid-setting") from None
+    if done.returncode != 0:
+        raise RetryLater(f"the command for {what} failed with status {done.returncode}")
+    return done.stdout[:_MAX_SECRET_FILE].decode("utf-8", "replace")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_SECRET_FILE)
+    except FileNotFoundError:
+        raise NotFound(
+            f"{path} is missing", kind="no-such-file", hint="Restore it from the backup.", path=str(path)
+        ) from None
+    except OSError as error:
+        raise Denied(f"{path} cannot be read: {error.strerror}", kind="unreadable", path=str(path)) from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A new file for the owner alone, on the disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,234 @@
+"""The hub's settings: one TOML file, ``hub.toml``, in the hub's folder. No secret is in it.
+
+Paths in it are relative to the folder. Everything has a default but ``urls``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import msgspec
+
+from entrepot.core.errors import Denied, InvalidInput, NotFound
+from entrepot.core.invite import check_origin
+
+FILE_NAME: Final = "hub.toml"
+SOCKET_NAME: Final = "hub.sock"
+DATABASE_NAME: Final = "hub.db"
+MASTER_NAME: Final = "master.key"
+IDENTITY_NAME: Final = "identity.sealed"
+
+_MAX_FILE: Final = 65536
+_LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
+_NATS_URL = re.compile(r"(?:nats|tls|ws|wss)://[A-Za-z0-9.\-\[\]:]+(?:/[\x21-\x7e]*)?")
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: an address of this machine (``[…]`` around IPv6) and a port, 0 for any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``host:port``. Raises :class:`InvalidInput` (``invalid-setting``)."""
+        match = _LISTEN.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
+            raise InvalidInput(
+                f"{text[:100]!r} is no address to listen at", kind="invalid-setting", hint="Write host:port."
+            )
+        return cls(match["host"].strip("[]"), int(match["port"]))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A certificate chain and its key, PEM files. Without them the hub speaks plain HTTP, to a proxy in
+    front."""
+
+    certificate: str
+    key: str
+
+
+class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The message bus. With ``server`` the hub uses those servers; without, it runs one of its own at
+    ``listen`` (and for WebSocket at ``websocket``). ``urls``: where nodes find it, if that is not where the
+    hub does."""
+
+    listen: str = "127.0.0.1:0"
+    websocket: str | None = None
+    server: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Times in seconds. ``request``: for one call of the API. ``jwt``: how long a node's NATS login holds."""
+
+    request: Seconds = 30.0
+    jwt: Annotated[float, msgspec.Meta(ge=60, le=86_400)] = 3600.0
+
+
+class DatabasePlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``url``: PostgreSQL or another SQLite file; none: ``hub.db`` in the folder. ``url_command``: a program
+    (and its arguments) that prints the URL, for one that holds a password."""
+
+    url: str | None = None
+    url_command: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"DatabasePlace(url={None if self.url is None else '***'}, url_command={self.url_command})"
+
+
+class MasterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the master key comes from: a file, or a program (and its arguments) that prints it. The variable
+    ENTREPOT_HUB_MASTER_KEY goes before both."""
+
+    file: str = MASTER_NAME
+    command: tuple[str, ...] = ()
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    urls: tuple[str, ...]
+    listen: str = "127.0.0.1:8480"
+    plain: bool = False
+    tls: TlsSettings | None = None
+    nats: NatsSettings = NatsSettings()
+    database: DatabasePlace = DatabasePlace()
+    master: MasterSettings = MasterSettings()
+    limits: LimitSettings = LimitSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSettings:
+    """What ``hub.toml`` says, checked. ``urls`` are the hub's public origins, the first one is printed and
+    put into invites; signatures are checked against all of them. ``plain`` allows ``http://`` beyond
+    loopback. ``master_key`` is the master key itself, where the entry point found it in the environment."""
+
+    folder: Path
+    urls: tuple[str, ...]
+    listen: Listen = Listen("127.0.0.1", 8480)
+    plain: bool = False
+    tls: TlsSettings | None = None
+    nats: NatsSettings = field(default_factory=NatsSettings)
+    database: DatabasePlace = field(default_factory=DatabasePlace)
+    master: MasterSettings = field(default_factory=MasterSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    master_key: str | None = field(default=None, repr=False)
+
+    @property
+    def socket(self) -> Path:
+        """The admin's socket."""
+        return self.folder / SOCKET_NAME
+
+    @property
+    def jwt_life(self) -> float:
+        """Seconds for which a node's NATS login holds."""
+        return self.limits.jwt
+
+    @property
+    def secure(self) -> bool:
+        """Whether all public addresses are https."""
+        return all(url.startswith("https:") for url in self.urls)
+
+    def with_nats(self, servers: Sequence[str]) -> HubSettings:
+        """The same settings, with these NATS servers instead of one of the hub's own."""
+        nats = msgspec.structs.replace(self.nats, server=check_nats_urls(servers))
+        return replace(self, nats=nats)
+
+
+def load_settings(folder: Path) -> HubSettings:
+    """The settings of the hub in this folder. Reads a file.
+
+    Raises NotFound (``not-running``) if there is no hub, Denied (``unreadable``), and InvalidInput
+    (``invalid-setting``) that names the setting.
+    """
+    path = folder / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no hub in {folder}",
+            kind="not-running",
+            hint="Set one up with: entrepot-hub init --url https://…",
+            folder=str(folder),
+        ) from None
+    except OSError as error:
+        raise Denied(f"{path} cannot be read: {error.strerror}", kind="unreadable", path=str(path)) from None
+    if len(data) > _MAX_FILE:
+        raise InvalidInput(f"{path} is too long for settings", kind="invalid-setting")
+    return parse_settings(folder, data)
+
+
+def parse_settings(folder: Path, data: bytes) -> HubSettings:
+    """The settings that this TOML text means. Raises InvalidInput (``invalid-setting``)."""
+    try:
+        found = msgspec.toml.decode(data, type=_File, strict=True)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{FILE_NAME}: {error}", kind="invalid-setting") from None
+    if not 1 <= len(found.urls) <= 8:
+        raise InvalidInput(f"{FILE_NAME}: urls names 1 to 8 addresses", kind="invalid-setting")
+    try:
+        urls = tuple(check_origin(url, plain=found.plain) for url in found.urls)
+    except InvalidInput as error:
+        raise InvalidInput(f"{FILE_NAME}: urls: {error}", kind="invalid-setting", hint=error.hint) from None
+    check_nats_urls((*found.nats.server, *found.nats.urls))
+    Listen.parse(found.nats.listen)
+    if found.nats.websocket is not None:
+        Listen.parse(found.nats.websocket)
+    return HubSettings(
+        folder=folder,
+        urls=urls,
+        listen=Listen.parse(found.listen),
+        plain=found.plain,
+        tls=found.tls,
+        nats=found.nats,
+        database=found.database,
+        master=found.master,
+        limits=found.limits,
+    )
+
+
+def check_nats_urls(urls: Sequence[str]) -> tuple[str, ...]:
+    """The URLs of NATS servers, if they are: no password in them, for nobody logs in with one here.
+
+    Raises InvalidInput (``invalid-setting``)."""
+    for url in urls:
+        if len(url) > 300 or _NATS_URL.fullmatch(url) is None:
+            raise InvalidInput(
+                "that is no address of a NATS server",
+                kind="invalid-setting",
+                hint="For example nats://bus.example.org:4222, tls://… or wss://…",
+            )
+    return tuple(urls)
+
+
+def first_settings(url: str, listen: Listen, nats_listen: Listen, *, plain: bool) -> str:
+    """The text of a new hub's ``hub.toml``."""
+    lines = [
+        "# Settings of this entrepot hub. No secret belongs here.",
+        "",
+        "# Where nodes reach the hub. Invites carry the first; signatures name one of them.",
+        f'urls = ["{url}"]',
+        "# Where it listens. A proxy with the certificate stands in front, unless [tls] names one.",
+        f'listen = "{listen}"',
+    ]
+    if plain:
+        lines += ["# http:// is taken beyond this machine: for closed networks only.", "plain = true"]
+    lines += [
+        "",
+        "[nats]",
+        '# The hub\'s own message bus. With  server = ["nats://…"]  it uses yours instead.',
+        f'listen = "{nats_listen}"',
+        '# Where nodes find it, if not there:  urls = ["tls://bus.example.org:4222"]',
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""Signed GETs, one per object and shared by all its readers, renewed before they get short."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from entrepot.core.messages import Signed
+from entrepot_hub.adapters.buckets import SignedRequest
+from entrepot_hub.core.ledger import ObjectRecord, ObjectRef
+from entrepot_hub.services.channels import OpenChannel
+
+
+def as_message(request: SignedRequest, now: float) -> Signed:
+    """A signed request as it travels: its end becomes a duration."""
+    left = max(request.expires_at - now, 0.0)
+    return Signed(method=request.method, url=request.url, headers=dict(request.headers), expires=int(left * 1000))
+
+
+class ReadUrls:
+    """The shared signed GET of every object in use. At most ``most`` are kept."""
+
+    def __init__(self, clock: Callable[[], float], life: float, most: int = 20_000) -> None:
+        self._clock = clock
+        self._life = life
+        self._most = most
+        self._kept: OrderedDict[tuple[ObjectRef, str | None], SignedRequest] = OrderedDict()
+
+    async def get(self, channel: OpenChannel, record: ObjectRecord) -> Signed:
+        """A GET of the object, good for at least half of the full life."""
+        now = self._clock()
+        key = (record.ref, record.etag)
+        kept = self._kept.get(key)
+        if kept is None or kept.expires_at < now + self._life / 2:
+            kept = await channel.bucket.sign_get(channel.key(record.ref), record.etag, int(self._life))
+            self._kept[key] = kept
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return as_message(kept, now)

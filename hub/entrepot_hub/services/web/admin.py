@@ -1,0 +1,212 @@
+"""The admin's socket: the operations of :mod:`entrepot_hub.services.administration` over HTTP on a file.
+
+The socket's file is for the hub's user alone; whoever may open it is the admin. ``POST /admin/<operation>``
+with the request in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from entrepot.core.api import FaultAnswer
+from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound, RetryLater, from_wire
+from entrepot_hub.services.administration import ADMIN, OPERATIONS, Administration, Request
+from entrepot_hub.services.web.errors import json_answer
+from entrepot_hub.services.web.signatures import decode_body, read_body
+
+#: The longest path of a socket, in bytes, that Linux (108) and macOS (104) both take.
+_MAX_PATH: Final = 103
+_MAX_ANSWER: Final = 64 << 20
+_TIMEOUT: Final = 120.0  # seconds: surveying a bucket takes its time
+
+
+class AdminRoutes:
+    """Every operation at a path of its own."""
+
+    def __init__(self, administration: Administration) -> None:
+        self._administration = administration
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes, for ``app.router.add_routes``."""
+        return [web.post("/admin/{operation}", self.operate)]
+
+    async def operate(self, request: web.Request) -> web.Response:
+        """Do what is asked for."""
+        operation = OPERATIONS.get(request.match_info["operation"])
+        if operation is None:
+            raise NotFound("there is no such operation", hint="Is the hub of another version?")
+        asked = decode_body(request, await read_body(request), operation.request)
+        return json_answer(await operation.call(self._administration, asked, ADMIN))
+
+
+class AdminSocket:
+    """A listening socket at ``path`` that only this user can open (0600), owned by this process alone.
+
+    It is made under another name, restricted, and then moved into place, so that it is never open to others
+    and never half there. One that a dead hub left is replaced; where a hub still answers, Conflict
+    (``in-use``). A lock on ``<path>.lock`` keeps two hubs that start together apart.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock: int | None = None
+        self.socket: socket.socket | None = None
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Take the socket away. Idempotent."""
+        await asyncio.to_thread(self._close)
+
+    def _open(self) -> None:
+        made = self._path.parent / f".{secrets.token_hex(3)}"
+        if len(os.fsencode(self._path)) > _MAX_PATH or len(os.fsencode(made)) > _MAX_PATH:
+            raise InvalidInput(
+                f"the path of the hub's socket is too long: {self._path}",
+                kind="invalid-setting",
+                hint=f"Choose a folder whose path has fewer than {_MAX_PATH - 10} bytes.",
+            )
+        try:
+            self._take_lock()
+            if answers(self._path):
+                raise Conflict("a hub is running in this folder already", kind="in-use", path=str(self._path))
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket = listening
+            listening.bind(os.fspath(made))
+            try:
+                made.chmod(0o600)
+                listening.listen(64)
+                made.replace(self._path)
+            except BaseException:
+                made.unlink(missing_ok=True)
+                raise
+            listening.setblocking(False)
+        except OSError as error:
+            self._close()
+            raise Denied(
+                f"the hub's socket cannot be made: {error.strerror}", kind="unreadable", path=str(self._path)
+            ) from None
+        except BaseException:
+            self._close()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict("a hub is running in this folder already", kind="in-use", path=str(self._path)) from None
+        except OSError as error:
+            # A file system without locks: the look at who answers has to do.
+            if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise
+
+    def _close(self) -> None:
+        if self.socket is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            self.socket.close()
+            self.socket = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens at this socket. Blocking, for a moment."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(2.0)
+        try:
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise Denied(f"{path} is no socket", kind="unreadable", path=str(path))
+            asking.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except TimeoutError:
+            return True
+        except OSError as error:
+            raise Denied(
+                f"the hub's socket cannot be opened: {error.strerror}",
+                kind="unreadable",
+                hint="Run this as the user that the hub runs as.",
+                path=str(path),
+            ) from None
+        return True
+
+
+class AdminClient:
+    """Asks a running hub through its socket. Raises what the hub answered, and RetryLater
+    (``hub-unreachable``)."""
+
+    def __init__(self, path: Path, *, timeout: float = _TIMEOUT) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(os.fspath(self._path)),
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def call(self, operation: str, asked: Request) -> Any:
+        """The answer to one operation of :data:`OPERATIONS`, in its form."""
+        if self._http is None:
+            raise RetryLater("the connection to the hub is closed", kind="hub-unreachable")
+        try:
+            async with self._http.post(
+                f"http://hub/admin/{operation}",
+                data=msgspec.json.encode(asked),
+                headers={"Content-Type": "application/json"},
+            ) as response:
+                status, data = response.status, await response.content.read(_MAX_ANSWER)
+                while more := await response.content.read(_MAX_ANSWER):
+                    data += more
+        except TimeoutError:
+            raise RetryLater("the hub did not answer in time", kind="deadline") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise RetryLater(
+                f"the hub cannot be reached through its socket: {type(error).__name__}", kind="hub-unreachable"
+            ) from None
+        try:
+            if status == 200:
+                return msgspec.json.decode(data, type=OPERATIONS[operation].answer)
+            fault = msgspec.json.decode(data, type=FaultAnswer).error
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise RetryLater(
+                f"the hub's answer ({status}) cannot be read", hint="Is the hub of another version?"
+            ) from None
+        raise from_wire(fault.kind, fault.message, fault.hint, fault.data)

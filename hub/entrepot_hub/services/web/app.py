@@ -1,0 +1,160 @@
+"""The hub's web applications: one for nodes, one for the admin, and the server that listens for both."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+from aiohttp import web
+
+from entrepot.core.api import MAX_REQUEST
+from entrepot.core.errors import InvalidInput, RetryLater
+from entrepot_hub.services.administration import Administration
+from entrepot_hub.services.settings import HubSettings
+from entrepot_hub.services.web.admin import AdminRoutes, AdminSocket
+from entrepot_hub.services.web.channels import ChannelRoutes
+from entrepot_hub.services.web.context import WebContext
+from entrepot_hub.services.web.errors import faults
+from entrepot_hub.services.web.health import Readiness
+from entrepot_hub.services.web.join import JoinRoutes
+from entrepot_hub.services.web.session import SessionRoutes
+from entrepot_hub.services.web.signatures import Signatures
+from entrepot_hub.services.web.streams import StreamRoutes
+
+#: Paths whose handlers move bulk bytes: they check their own signatures and their own time.
+BULK_PATHS: Final = ("/bucket/",)
+
+_ADMIN_TIME: Final = 120.0  # seconds for one operation: surveying a bucket takes its time
+_KEEP_ALIVE: Final = 75.0
+_SHUTDOWN: Final = 5.0
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+_HSTS: Final = "max-age=31536000"
+
+
+def node_app(
+    context: WebContext,
+    administration: Administration,
+    readiness: Readiness,
+    *,
+    more: Iterable[web.RouteDef] = (),
+) -> web.Application:
+    """The application for nodes. ``more``: routes of other features, such as those of folder buckets."""
+    settings = context.settings
+    app = web.Application(
+        client_max_size=MAX_REQUEST,
+        middlewares=[faults(settings.limits.request, unlimited=BULK_PATHS)],
+    )
+    signatures = Signatures(context.registry, settings.urls, context.clock)
+    app.router.add_routes(
+        [
+            *readiness.routes(),
+            *JoinRoutes(context).routes(),
+            *SessionRoutes(context, signatures).routes(),
+            *StreamRoutes(context, signatures).routes(),
+            *ChannelRoutes(context.registry, signatures, administration).routes(),
+            *more,
+        ]
+    )
+    app.on_response_prepare.append(_headers(secure=settings.secure))
+    return app
+
+
+def admin_app(administration: Administration) -> web.Application:
+    """The application behind the admin's socket."""
+    app = web.Application(client_max_size=MAX_REQUEST, middlewares=[faults(_ADMIN_TIME)])
+    app.router.add_routes(AdminRoutes(administration).routes())
+    return app
+
+
+class WebServer:
+    """Listens for nodes at the settings' address and for the admin at the folder's socket, while entered.
+
+    Requests under way have five seconds to end when it is left. No access log: a path may hold an invite.
+    """
+
+    def __init__(self, settings: HubSettings, nodes: web.Application, admin: web.Application) -> None:
+        self._settings = settings
+        self._nodes = nodes
+        self._admin = admin
+        self._stack = AsyncExitStack()
+        self.port = settings.listen.port  #: the port it listens at; known once entered if the settings say 0
+
+    async def __aenter__(self) -> Self:
+        """Raises Conflict (``in-use``) if a hub runs in this folder, RetryLater if the address cannot be
+        had."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop listening and let requests end. Idempotent."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        socket = await self._stack.enter_async_context(AdminSocket(settings.socket))
+        context = None
+        if settings.tls is not None:
+            context = await asyncio.to_thread(_tls, settings)
+        admin, nodes = await self._runner(self._admin), await self._runner(self._nodes)
+        assert socket.socket is not None
+        site: web.BaseSite = web.SockSite(admin, socket.socket)
+        await site.start()
+        site = web.TCPSite(nodes, settings.listen.host, settings.listen.port, ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            raise RetryLater(
+                f"the hub cannot listen at {settings.listen}: {error.strerror}",
+                hint="Is another program using the port?",
+                listen=str(settings.listen),
+            ) from None
+        address = nodes.addresses[0]
+        self.port = int(address[1])
+
+    async def _runner(self, app: web.Application) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_SHUTDOWN)
+        self._stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        return runner
+
+
+def _headers(*, secure: bool) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def prepare(_request: web.Request, response: web.StreamResponse) -> None:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers["Server"] = "entrepot"
+        if secure:
+            response.headers.setdefault("Strict-Transport-Security", _HSTS)
+
+    return prepare
+
+
+def _tls(settings: HubSettings) -> ssl.SSLContext:
+    assert settings.tls is not None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.folder / settings.tls.certificate, settings.folder / settings.tls.key)
+    except OSError as error:
+        raise InvalidInput(
+            f"the hub's certificate cannot be used: {error.strerror or error}", kind="invalid-setting"
+        ) from None
+    return context

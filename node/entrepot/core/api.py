@@ -1,0 +1,207 @@
+"""The hub's HTTP API as values: what nodes send and what they are answered, in JSON.
+
+Requests are decoded strictly: an unknown field is refused. Answers may gain fields, so a node ignores those
+it does not know; what it does know must have its type. Ids are lower-case hexadecimal text, times unix
+seconds by the hub's clock, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+#: The most bytes of a request's body.
+MAX_REQUEST = 65536
+#: The most bytes of an answer that a node reads.
+MAX_ANSWER = 4 << 20
+
+Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$", max_length=128)]
+InviteId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Proof = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+LockHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+OpeningHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{80}$")]
+PublicKey = Annotated[str, msgspec.Meta(pattern="^[A-Z2-7]{56}$")]
+ChannelName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9]{1,32}$")]
+NodeName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=2000)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what a node sends."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what a hub answers."""
+
+
+class JoinRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/join``: I was invited. ``mac`` is :func:`entrepot.core.invite.join_proof`; ``name`` is what
+    others will see me as."""
+
+    invite: InviteId
+    node: PublicKey
+    mac: Proof
+    name: NodeName
+
+
+class Joined(Answer, frozen=True, kw_only=True):
+    """You are in (again): this channel, with these rights, under this name."""
+
+    hub: PublicKey
+    channel: ChannelName
+    rights: Text
+    name: NodeName
+
+
+class SessionRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/session`` (signed): what do I need to work?"""
+
+
+class ChannelInfo(Answer, frozen=True, kw_only=True):
+    """A channel as one member sees it. ``lock`` is the schema lock's canonical document, ``lock_id`` its
+    id."""
+
+    name: ChannelName
+    lock: Text
+    lock_id: LockHex
+    rights: Text
+    quota: Size
+    public_read: bool
+
+
+class SessionInfo(Answer, frozen=True, kw_only=True):
+    """All that a node needs: its NATS login (``jwt`` until ``jwt_expires``), servers, inbox prefix, channels.
+
+    ``instance`` names the running hub process that answered, ``time`` is its clock.
+    """
+
+    hub: PublicKey
+    node: PublicKey
+    name: NodeName
+    jwt: Annotated[str, msgspec.Meta(max_length=65536)]
+    jwt_expires: float
+    nats: tuple[Text, ...]
+    inbox: Text
+    instance: Text
+    channels: tuple[ChannelInfo, ...]
+    time: float
+
+    def __repr__(self) -> str:
+        names = ", ".join(channel.name for channel in self.channels)
+        return f"SessionInfo(hub={self.hub}, node={self.node}, channels=[{names}], jwt=***)"
+
+
+class HubInfo(Answer, frozen=True, kw_only=True):
+    """``GET /v1/hub``: which hub this is."""
+
+    hub: PublicKey
+    version: Text
+    time: float
+
+
+class HolderInfo(Answer, frozen=True, kw_only=True):
+    """A node that said it holds a stream."""
+
+    name: NodeName
+    online: bool
+    last_seen: float
+
+
+class StreamInfo(Answer, frozen=True, kw_only=True):
+    """``GET /v1/channels/{channel}/streams/{id}`` (signed): what the hub knows of a stream. ``objects`` and
+    ``bytes`` are what of it lies in the bucket now; ``wanted_by`` how many nodes wait for it."""
+
+    opening: OpeningHex | None
+    holders: tuple[HolderInfo, ...]
+    objects: Size
+    bytes: Size
+    wanted_by: Size
+
+
+class InviteRequest(Body, frozen=True, kw_only=True):
+    """``POST /v1/channels/{channel}/invites`` (signed, owners): an invite for ``uses`` nodes, good for
+    ``life`` seconds."""
+
+    uses: int = 1
+    life: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7 * 86_400
+    rights: Text = "request,provide"
+
+
+class GrantRequest(Body, frozen=True, kw_only=True):
+    """``PUT /v1/channels/{channel}/members/{node}`` (signed, owners): exactly these rights."""
+
+    rights: Text
+
+
+class ChannelView(Answer, frozen=True, kw_only=True):
+    """A channel."""
+
+    name: Text
+    bucket: Text
+    quota: int
+    charged: int
+    lock: LockHex
+    miniblock: int
+    object: int
+    public_read: bool
+    created_at: float
+    binds: dict[str, bool]
+
+
+class MemberView(Answer, frozen=True, kw_only=True):
+    """A node in a channel."""
+
+    channel: Text
+    node: Text
+    name: Text
+    rights: Text
+    active: bool
+    granted_at: float
+    revoked_at: float | None
+
+
+class InviteView(Answer, frozen=True, kw_only=True):
+    """An invite without its secret."""
+
+    id: Text
+    channel: Text
+    rights: Text
+    uses: int
+    used: int
+    expires: float
+    revoked_at: float | None
+
+
+class NewInvite(Answer, frozen=True, kw_only=True):
+    """An invite as it is made. ``url`` holds the secret and is shown this once."""
+
+    invite: InviteView
+    url: str
+
+    def __repr__(self) -> str:
+        return f"NewInvite({self.invite!r}, url=***)"
+
+
+class ChannelDetail(Answer, frozen=True, kw_only=True):
+    """A channel with its members and invites."""
+
+    channel: ChannelView
+    members: list[MemberView]
+    invites: list[InviteView]
+
+
+class Fault(Answer, frozen=True, kw_only=True):
+    """An error as :func:`entrepot.core.errors.to_wire` writes it."""
+
+    kind: Annotated[str, msgspec.Meta(max_length=200)]
+    message: Text
+    hint: Text | None = None
+    data: dict[str, str | int | float | bool | None] = {}
+
+
+class FaultAnswer(Answer, frozen=True, kw_only=True):
+    """Every answer with a status of 400 or more: ``{"error": {kind, message, hint, data}}``."""
+
+    error: Fault
