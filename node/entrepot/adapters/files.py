@@ -113,7 +113,7 @@ def disk_full(path: Path | str, needed: int | None = None, free: int | None = No
     return RetryLater(
         f"no room for {path}{figures}",
         kind="disk-full",
-        hint="Free some space (entrepot prune) or move the store to a larger disk; what was verified is kept.",
+        hint="Free some space (entrepot rm) or move the store to a larger disk; what was verified is kept.",
         path=str(path),
         needed=needed,
         free=free,

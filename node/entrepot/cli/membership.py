@@ -1,0 +1,88 @@
+"""The commands about who this node is and where it belongs: ``join``, ``whoami`` and ``version``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from entrepot.cli.options import Json, Quiet
+from entrepot.cli.output import Output, one_line
+from entrepot.cli.running import interruptible, run
+from entrepot.core.errors import InvalidInput
+
+_MAX_INVITE = 4096
+
+
+def join(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The invite; - reads it from stdin.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What others see this node as; by default the machine's name.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take up an invite to a channel of a hub.
+
+    An invite is a secret: with - it stays out of the shell's history and the list of processes.
+    """
+    from entrepot.cli.environment import read_environment
+    from entrepot.services.node import Joined, Node
+
+    out = Output(as_json=json, quiet=quiet)
+    settings = read_environment().settings()
+    if url == "-":
+        url = sys.stdin.readline(_MAX_INVITE).strip()
+        if not url:
+            raise InvalidInput("there is no invite on stdin", kind="invalid-token")
+
+    async def work() -> Joined:
+        async with Node(settings) as node:
+            return await node.join(url, name=name)
+
+    with interruptible(out, "Whether it was taken up is not known: the same command may be repeated."):
+        joined = run(work())
+    out.note(f"This node is {one_line(joined.name)} at {joined.host}, with the rights {one_line(joined.rights)}.")
+    out.result(
+        {
+            "url": joined.hub_url,
+            "host": joined.host,
+            "channel": joined.channel,
+            "rights": joined.rights.split(","),
+            "name": joined.name,
+            "node": joined.node_public,
+            "channels": joined.channels,
+        },
+        f"{joined.channel}@{joined.host}",
+    )
+
+
+def whoami(json: Json = False, quiet: Quiet = False) -> None:
+    """Tell who this node is at each hub, and its channels and rights. Works offline."""
+    from entrepot.cli.environment import read_environment
+    from entrepot.cli.serving import hub_document
+    from entrepot.services.hubs import Hubs
+
+    out = Output(as_json=json, quiet=quiet)
+    settings = read_environment().settings()
+    hubs = run(Hubs(settings.hubs_file).list())
+    lines = []
+    for hub in hubs:
+        lines.append(f"{hub.host}  as {one_line(hub.name)}")
+        lines.append(f"  node    {hub.node}")
+        lines.append(f"  hub     {hub.public}")
+        lines += [f"  channel {one.name}  {one_line(one.rights)}" for one in hub.channels]
+    if not hubs:
+        out.note("This node has joined no hub. Ask for an invite, then: entrepot join URL")
+    out.result({"home": settings.home, "hubs": [hub_document(hub) for hub in hubs]}, *lines)
+
+
+def version(json: Json = False, quiet: Quiet = False) -> None:
+    """Print the version of entrepot."""
+    from importlib.metadata import version as version_of
+
+    found = version_of("entrepot")
+    Output(as_json=json, quiet=quiet).result(
+        {"version": found, "python": ".".join(str(part) for part in sys.version_info[:3])}, f"entrepot {found}"
+    )

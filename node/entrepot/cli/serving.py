@@ -1,0 +1,218 @@
+"""The commands around the daemon: ``up``, ``down`` and ``status``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from entrepot.cli.options import Json, Quiet
+from entrepot.cli.output import Output, counted, one_line, plain, table
+from entrepot.cli.running import interruptible, run
+from entrepot.core.errors import InvalidInput
+from entrepot.core.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from entrepot.core.identifiers import StreamId
+    from entrepot.services.control import DaemonStatus, HubView
+    from entrepot.services.settings import NodeSettings
+
+#: Seconds that ``add`` waits for the hub to know what was added, and between two tries.
+_ANNOUNCING: Final = 5.0
+_ANNOUNCE_EVERY: Final = 0.1
+
+
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach/--foreground", "-d", help="Go on in the background, or stay (the default).")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve what this node holds, until Ctrl-C, SIGTERM or entrepot down.
+
+    One daemon serves one store, for all hubs that were joined; a hub that cannot be reached is tried again.
+    """
+    from entrepot.cli.environment import read_environment
+    from entrepot.services.daemon_client import DaemonClient
+
+    out = Output(as_json=json, quiet=quiet)
+    settings = read_environment().settings()
+    if detach:
+        status = run(DaemonClient(settings).start_detached())
+        out.note(f"The daemon runs (process {status.pid}); its log is {settings.log_file}.")
+        out.result({"daemon": status})
+        return
+    if json:
+        raise InvalidInput("up --json needs --detach", hint="In the foreground it tells how it goes on stderr.")
+    _serve(settings, out)
+
+
+def _serve(settings: NodeSettings, out: Output) -> None:
+    import logging
+    import sys
+
+    from entrepot.services.daemon import Daemon
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log = logging.getLogger("entrepot")
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if out.quiet else logging.INFO)
+
+    def ready() -> None:
+        out.note(f"Serving {settings.store_folder}. Ctrl-C ends it.")
+
+    # The daemon takes Ctrl-C itself and withdraws; one that comes before or after that is this one.
+    with interruptible(out, "Nothing is served now."):
+        run(Daemon(settings).run(ready=ready))
+    out.note("Nothing is served now.")
+
+
+def down(json: Json = False, quiet: Quiet = False) -> None:
+    """End the daemon. What it was uploading passes to others who hold it."""
+    from entrepot.cli.environment import read_environment
+    from entrepot.services.daemon_client import DaemonClient
+
+    out = Output(as_json=json, quiet=quiet)
+    run(DaemonClient(read_environment().settings()).stop())
+    out.note("The daemon has ended. Nothing is served now.")
+    out.result({"stopped": True})
+
+
+async def ensure_daemon(settings: NodeSettings, streams: Sequence[StreamId], out: Output) -> bool:
+    """See to it that a daemon serves ``streams`` and that their hub knows; whether it does.
+
+    A failure is told, not raised: what was added stays added, and the daemon goes on trying.
+    """
+    from entrepot.core.errors import EntrepotError
+    from entrepot.services.daemon_client import DaemonClient
+
+    client = DaemonClient(settings)
+    try:
+        if not await client.running():
+            started = await client.start_detached()
+            out.note(f"A daemon was started to serve it (process {started.pid}). To end it: entrepot down")
+        for _ in range(round(_ANNOUNCING / _ANNOUNCE_EVERY)):
+            if await client.added(streams):
+                return True
+            hubs = (await client.status()).hubs
+            if all(view.state in {"unreachable", "denied"} for view in hubs):
+                break
+            await asyncio.sleep(_ANNOUNCE_EVERY)
+        down = [view for view in (await client.status()).hubs if view.state != "up"]
+    except EntrepotError as error:
+        out.note(f"It is added, but nothing serves it now: {one_line(error.message)}")
+        out.note("  Start the daemon: entrepot up")
+        return False
+    reasons = [f"{view.host} is {view.state}" for view in down] or ["no hub took it"]
+    out.note(f"It is added and will be served as soon as its hub can be reached: {one_line('; '.join(reasons))}.")
+    return False
+
+
+def status(json: Json = False, quiet: Quiet = False) -> None:
+    """Tell how the daemon, the hubs, the channels and the transfers stand."""
+    from entrepot.cli.environment import read_environment
+    from entrepot.core.errors import NotFound
+    from entrepot.services.daemon_client import DaemonClient
+    from entrepot.services.hubs import Hubs
+
+    out = Output(as_json=json, quiet=quiet)
+    settings = read_environment().settings()
+
+    async def ask() -> tuple[DaemonStatus | None, list[dict[str, object]]]:
+        try:
+            running = await DaemonClient(settings).status()
+        except NotFound:
+            running = None
+        return running, [hub_document(hub) for hub in await Hubs(settings.hubs_file).list()]
+
+    running, hubs = run(ask())
+    lines = [f"home      {settings.home}"]
+    if running is None:
+        lines.append("daemon    none: nothing is served (start it: entrepot up)")
+        lines += [f"hub       {one_line(str(hub['host']))}  {channel_list(hub)}" for hub in hubs]
+    else:
+        age = format_duration(max(time.time() - running.started, 0))
+        lines.append(f"daemon    process {running.pid}, version {running.version}, up for {age}")
+        lines.append(
+            f"store     {counted(running.streams, 'stream')}, {format_size(running.stored_bytes)} stored, "
+            f"{format_size(running.linked_bytes)} linked"
+        )
+        for view in running.hubs:
+            lines += _hub_lines(view)
+    if not hubs:
+        lines.append("hubs      none joined (ask for an invite, then: entrepot join URL)")
+    out.result({"home": settings.home, "daemon": running, "hubs": hubs}, *lines)
+
+
+def _hub_lines(view: HubView) -> list[str]:
+    since = format_duration(max(time.time() - view.since, 0))
+    lines = [f"hub       {one_line(view.host)}  {view.state} for {since}, as {one_line(view.name)}"]
+    if view.reason is not None:
+        lines.append(f"          {one_line(view.reason.message)}")
+        if view.reason.hint:
+            lines.append(f"          {one_line(view.reason.hint)}")
+    if view.channels:
+        lines.append(f"channels  {', '.join(view.channels)}")
+    if view.uploaded_objects or view.grants:
+        lines.append(
+            f"uploaded  {counted(view.uploaded_objects, 'object')}, {format_size(view.uploaded_bytes)};"
+            f" {view.failures} failed"
+        )
+    if view.last_failure is not None:
+        lines.append(f"          last failure: {one_line(view.last_failure.message)}")
+    rows = [
+        [
+            "uploading",
+            f"{one.channel}/{one.stream[:12]}",
+            f"object {one.object}",
+            one.stage,
+            f"{format_size(one.sent)} / {format_size(one.size)}",
+        ]
+        for one in view.uploads
+    ]
+    return lines + table(rows)
+
+
+def hub_document(hub: object) -> dict[str, object]:
+    """A joined hub as JSON shows it."""
+    from entrepot.services.hubs import JoinedHub
+
+    assert isinstance(hub, JoinedHub)
+    return {
+        "url": hub.url,
+        "host": hub.host,
+        "hub": hub.public,
+        "node": hub.node,
+        "name": hub.name,
+        "channels": [
+            {
+                "name": channel.name,
+                "rights": channel.rights.split(","),
+                "quota": channel.quota,
+                "public_read": channel.public_read,
+                "lock": channel.lock.hex,
+                "schema_lock": plain(
+                    {
+                        "channel": channel.lock.channel,
+                        "codec": channel.lock.codec,
+                        "format": channel.lock.format,
+                        "miniblock": channel.lock.miniblock,
+                        "object": channel.lock.object,
+                    }
+                ),
+            }
+            for channel in hub.channels
+        ],
+    }
+
+
+def channel_list(hub: dict[str, object]) -> str:
+    """The names of the channels of a hub's document."""
+    channels = hub["channels"]
+    assert isinstance(channels, list)
+    return ", ".join(one["name"] for one in channels) or "no channel"

@@ -1,0 +1,587 @@
+"""The node as Python sees it: join, add, get, open, and what is known. The command line does nothing that is not here.
+
+async with Node(NodeSettings(home=…)) as node:
+    added = await node.add(Path("big.nwb"))
+    got = await node.get(str(added.uri), Path("copy.nwb"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import unicodedata
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from entrepot.adapters.files import translated
+from entrepot.adapters.hub_client import HubClient
+from entrepot.adapters.store import Entry, Size, Store, Verification
+from entrepot.adapters.transfer import Transfers
+from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
+from entrepot.core.geometry import Geometry
+from entrepot.core.identifiers import Opening, StreamId
+from entrepot.core.invite import Invite
+from entrepot.core.uri import SCHEME, StreamUri, courtesy_name
+from entrepot.services.connections import Connections
+from entrepot.services.control import DaemonStatus
+from entrepot.services.daemon_client import DaemonClient
+from entrepot.services.estimate import HolderView, Info, estimate
+from entrepot.services.fetching import Fetched, Getter
+from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, host_of, with_channels
+from entrepot.services.keychain import Keychain
+from entrepot.services.lifetime import Lifetime
+from entrepot.services.progress import Kind, Meter, OnProgress
+from entrepot.services.reading import RemoteFile
+from entrepot.services.session import Session
+from entrepot.services.settings import NodeSettings
+
+_ALIAS: Final = re.compile(r"sha256:([0-9a-f]{64})")
+_ID: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME: Final = 64
+
+type Target = str | StreamUri | StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A hub and channel that this node is in now. ``channel`` is the one of the invite."""
+
+    hub_url: str
+    host: str
+    channels: tuple[str, ...]
+    node_public: str
+    name: str
+    channel: str
+    rights: str
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A file that is a stream now. ``sha256`` in hexadecimal; ``served``: a daemon runs and was told."""
+
+    uri: StreamUri
+    stream: StreamId
+    length: int
+    sha256: str | None
+    name: str
+    unchanged: bool
+    served: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A stream that is a file now. ``how`` the output got its bytes: ``moved``, ``reflink``, ``copied``, ``linked``.
+    ``fetched_bytes`` came over the network now, ``from_bucket_bytes`` of them lay in the bucket already."""
+
+    path: Path
+    stream: StreamId
+    length: int
+    how: str
+    fetched_bytes: int
+    from_bucket_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This node at one hub."""
+
+    host: str
+    url: str
+    hub_public: str
+    node_public: str
+    name: str
+    channels: tuple[JoinedChannel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How this node stands. ``daemon`` None: none runs, nothing is offered."""
+
+    home: Path
+    size: Size
+    daemon: DaemonStatus | None
+    hubs: tuple[JoinedHub, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """What a target names. ``channel`` None: only what is here can be used."""
+
+    stream: StreamId
+    channel: str | None
+    host: str | None
+    name: str | None = None
+    local_only: bool = field(default=False)
+
+
+class Node:
+    """A node with its home, store and hubs. An async context manager; may be opened and closed from other tasks.
+
+    Opening does not touch the network; a hub is asked when it is needed and not before. Errors are those of
+    :mod:`entrepot.core.errors`.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.daemon = DaemonClient(settings)
+        self._keys = Keychain(settings.seed_file)
+        self._hubs = Hubs(settings.hubs_file)
+        self._store = Store(settings.store_folder, settings.store)
+        self._transfers = Transfers(settings.transfer_settings())
+        self._connections = Connections(settings, self._hubs, self._keys)
+        self._lifetime: Lifetime[Node] | None = None
+        self._getting: dict[StreamId, asyncio.Lock] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Opens the store. Raises ``corrupt-store``, ``unsupported``, ``unreadable``."""
+        if self._lifetime is not None:
+            raise InvalidInput("a node can be opened once")
+        self._lifetime = Lifetime(self._opened)
+        await self._lifetime.start()
+        return self
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Node]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._store)
+            await stack.enter_async_context(self._transfers)
+            stack.push_async_callback(self._connections.aclose)
+            yield self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends sessions and transfers and closes the store. May be called again."""
+        if self._lifetime is not None:
+            await self._lifetime.aclose()
+
+    # -- membership ---------------------------------------------------------------------------------------------
+
+    async def join(self, invite_url: str, *, name: str | None = None) -> Joined:
+        """Take up an invite under ``name`` (this machine's name if none is given). May be repeated.
+
+        Raises ``invalid-token``, ``bad-invite``, ``expired``, ``hub-unreachable``.
+        """
+        invite = Invite.parse(invite_url, plain=self.settings.hub.plain)
+        key = await self._keys.hub_key(invite.hub_public)
+        shown = name if name is not None else await asyncio.to_thread(_machine_name)
+        client_settings = self.settings.hub_settings(invite.url)
+        async with HubClient(invite.url, key, invite.hub_public, client_settings) as client:
+            joined = await client.join(invite, shown)
+            info = await client.session()
+        bare = JoinedHub(invite.url, invite.hub_public, host_of(invite.url), info.name, key.public)
+        hub = with_channels(bare, channels_of(bare, info.channels))
+        await self._hubs.put(hub)
+        await self._connections.drop(hub)  # its login knows nothing of the new channel
+        await self.daemon.poke()
+        return Joined(
+            hub.url,
+            hub.host,
+            tuple(channel.name for channel in hub.channels),
+            key.public,
+            joined.name,
+            joined.channel,
+            joined.rights,
+        )
+
+    async def whoami(self) -> tuple[Identity, ...]:
+        """This node at each hub it has joined, as last heard."""
+        return tuple(
+            Identity(hub.host, hub.url, hub.public, hub.node, hub.name, hub.channels) for hub in await self._hubs.list()
+        )
+
+    # -- sharing ------------------------------------------------------------------------------------------------
+
+    async def add(
+        self,
+        path: Path | str,
+        *,
+        channel: str | None = None,
+        hub: str | None = None,
+        copy: bool = False,
+        progress: OnProgress | None = None,
+    ) -> Added:
+        """Make a file a stream of a channel (the only one joined, if none is named) and tell a running daemon.
+
+        The file is linked where it lies, or copied into the store with ``copy``. Works without the hub. Raises
+        ``not-joined``, ``no-such-channel``, ``ambiguous``, ``no-right``, and what :meth:`Store.add` raises.
+        """
+        found = await self._hubs.channel(channel, hub)
+        if not found.provides:
+            raise Denied(
+                f"this node may not provide in {found.name}",
+                kind="no-right",
+                hint="Ask the channel's owner for the right to provide.",
+                channel=found.name,
+            )
+        meter = self._meter("hash", progress)
+        added = await self._store.add(
+            Path(path),
+            channel=found.scope,
+            lock=found.lock,
+            copy=copy,
+            progress=None if progress is None else meter.count,
+        )
+        meter.close()
+        uri = StreamUri(found.name, found.hub.host, added.stream, courtesy_name(added.name))
+        served = await self.daemon.poke([added.stream])
+        sha256 = None if added.sha256 is None else added.sha256.hex()
+        return Added(uri, added.stream, added.length, sha256, added.name, added.unchanged, served)
+
+    async def remove(self, target: Target, *, force: bool = False) -> bool:
+        """Forget a stream; linked files stay. Raises ``no-such-stream``, and without ``force`` ``in-use`` for a pinned
+        one and ``last-copy`` where nobody else is known to hold it. Returns whether it is gone."""
+        meant = await self._meant(target)
+        return await self._store.remove(meant.stream, force=force, held_elsewhere=self._held_elsewhere)
+
+    async def _held_elsewhere(self, stream: StreamId) -> bool:
+        """Whether a hub knows another holder, or has all of it in a bucket."""
+        scopes = await self._store.scopes(stream)
+        opening = (await self._store.entry(stream)).opening
+        for hub in await self._hubs.list():
+            for channel in hub.channels:
+                if channel.scope not in scopes:
+                    continue
+                with contextlib.suppress(EntrepotError):
+                    session = await self._connections.session(hub)
+                    info = await session.client.stream_info(channel.name, stream)
+                    if any(holder.name != session.name for holder in info.holders):
+                        return True
+                    if opening.length and info.objects >= Geometry(opening.length, channel.lock).object_count:
+                        return True
+        return False
+
+    # -- getting ------------------------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        target: Target,
+        output: Path | str | None = None,
+        *,
+        force: bool = False,
+        channel: str | None = None,
+        hub: str | None = None,
+        deadline: float | None = None,
+        wait: float | None = None,
+        progress: OnProgress | None = None,
+    ) -> Got:
+        """Make a stream the file ``output`` (``./NAME`` if none is given), verified, with one copy on the disk.
+
+        ``target`` is a URI, a stream id, or ``sha256:…`` of a stream that is here. What is here already is not fetched
+        again, and what is complete here needs no hub. ``deadline``: seconds without a verified byte after which it
+        fails with the reason. ``wait``: stay for so many seconds until a holder comes online; the want stays with the
+        hub meanwhile. Raises ``exists`` without ``force``, ``no-such-file`` for an output without a folder.
+        """
+        meant = await self._meant(target, channel, hub)
+        path = Path(output) if output is not None else Path(meant.name or meant.stream.hex)
+        await asyncio.to_thread(_check_output, path, force)
+        async with self._getting.setdefault(meant.stream, asyncio.Lock()):
+            try:
+                how = await self._store.export(meant.stream, path, force)
+            except NotFound as error:
+                if error.kind != "no-such-stream":
+                    raise
+            except Conflict as error:
+                if error.kind != "changed":
+                    raise
+            else:
+                entry = await self._store.entry(meant.stream)
+                return Got(path, meant.stream, entry.opening.length, how.value, 0, 0)
+            fetched = await self._fetch(meant, deadline, wait, progress)
+            how = await self._store.export(meant.stream, path, force)
+        await self.daemon.poke([meant.stream])
+        return Got(
+            path,
+            meant.stream,
+            fetched.opening.length,
+            how.value,
+            fetched.fetched_bytes,
+            fetched.from_bucket_bytes,
+        )
+
+    async def _fetch(
+        self, meant: _Meant, deadline: float | None, wait: float | None, progress: OnProgress | None
+    ) -> Fetched:
+        for again in (True, False):
+            session, found = await self._connect(meant)
+            getter = Getter(
+                session,
+                found,
+                meant.stream,
+                self._store,
+                self._transfers,
+                self.settings,
+                name=meant.name or "",
+                keep=wait is not None,
+                deadline=wait if wait is not None else deadline,
+                progress=progress,
+            )
+            try:
+                return await getter.run()
+            except Conflict as error:
+                if error.kind != "stale-lock" or not again:
+                    raise
+                await session.refresh()
+        raise AssertionError
+
+    async def open(
+        self,
+        target: Target,
+        *,
+        channel: str | None = None,
+        hub: str | None = None,
+        deadline: float | None = None,
+    ) -> RemoteFile:
+        """A stream to read from anywhere in it; only the miniblocks that are read come. Close it."""
+        meant = await self._meant(target, channel, hub)
+        opening = await self._opening(meant, deadline)
+        return RemoteFile(
+            meant.stream,
+            opening,
+            self._store,
+            self._transfers,
+            self.settings,
+            lambda: self._connect(meant),
+            name=meant.name,
+            deadline=deadline,
+        )
+
+    async def cat(
+        self,
+        target: Target,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        channel: str | None = None,
+        hub: str | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """The bytes of a stream in order, verified, while those behind are still on their way."""
+        async with await self.open(target, channel=channel, hub=hub, deadline=deadline) as file:
+            pieces = file.stream_range(offset, length)
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+
+    async def _opening(self, meant: _Meant, deadline: float | None) -> Opening:
+        with contextlib.suppress(NotFound):
+            return (await self._store.entry(meant.stream)).opening
+        for again in (True, False):
+            session, found = await self._connect(meant)
+            getter = Getter(
+                session,
+                found,
+                meant.stream,
+                self._store,
+                self._transfers,
+                self.settings,
+                spans=(),
+                deadline=deadline,
+            )
+            try:
+                return (await getter.run()).opening
+            except Conflict as error:
+                if error.kind != "stale-lock" or not again:
+                    raise
+                await session.refresh()
+        raise AssertionError
+
+    async def _connect(self, meant: _Meant) -> tuple[Session, JoinedChannel]:
+        """The session and channel to ask. Raises ``not-joined``, ``no-such-channel``, ``ambiguous``, ``no-right``."""
+        if meant.local_only:
+            raise NotFound(
+                f"{meant.stream} is not complete here, and an alias is not asked for elsewhere",
+                kind="no-such-stream",
+                hint="Use its URI.",
+                stream=str(meant.stream),
+            )
+        known = await self._hubs.channel(meant.channel, meant.host)
+        session = await self._connections.session(known.hub)
+        found = session.channel(known.name)
+        if not found.reads:
+            raise Denied(
+                f"this node may not fetch from {found.name}",
+                kind="no-right",
+                hint="Ask the channel's owner for the right to request.",
+                channel=found.name,
+            )
+        return session, found
+
+    # -- what is known ------------------------------------------------------------------------------------------
+
+    async def info(self, target: Target, *, channel: str | None = None, hub: str | None = None) -> Info:
+        """What is known of a stream here and at its hub, and what a get would take. Fetches nothing.
+
+        A hub that cannot be reached is told in ``hub_reason``. Raises ``no-such-stream`` if nobody knows it.
+        """
+        meant = await self._meant(target, channel, hub)
+        entry: Entry | None = None
+        with contextlib.suppress(NotFound):
+            entry = await self._store.entry(meant.stream)
+        known: JoinedChannel | None = None
+        try:
+            known = await self._hubs.channel(meant.channel, meant.host)
+        except (NotFound, Conflict):
+            if entry is None:
+                raise
+        reason, told = None, None
+        if known is not None:
+            try:
+                session = await self._connections.session(known.hub)
+                known = session.channel(known.name)
+                told = await session.client.stream_info(known.name, meant.stream)
+            except EntrepotError as error:
+                if entry is None:
+                    raise
+                reason = error.message
+        opening = None if entry is None else entry.opening
+        if opening is None and told is not None and told.opening is not None:
+            opening = Opening.decode(bytes.fromhex(told.opening))
+            if not opening.proves(meant.stream):
+                raise RetryLater("the hub's opening does not prove the stream id", stream=str(meant.stream))
+        held = entry is not None and entry.complete and not entry.stale
+        geometry = None if opening is None or known is None else Geometry(opening.length, known.lock)
+        missing = None if opening is None else 0 if held else opening.length
+        if missing and known is not None and opening is not None and entry is not None:
+            holding = await self._store.holds(meant.stream, known.scope, known.lock)
+            if holding is not None and geometry is not None:
+                here = sum(
+                    geometry.object_span(last)[0] + geometry.object_span(last)[1] - geometry.object_span(first)[0]
+                    for first, last in holding.objects
+                )
+                missing = opening.length - here
+        uri = StreamUri(
+            meant.channel or (known.name if known is not None else "unknown"),
+            meant.host or (known.hub.host if known is not None else None),
+            meant.stream,
+            meant.name or (courtesy_name(entry.name) if entry is not None else None),
+        )
+        return Info(
+            uri=uri,
+            stream=meant.stream,
+            length=None if opening is None else opening.length,
+            name=meant.name or (None if entry is None else entry.name or None),
+            sha256=None if entry is None else entry.sha256,
+            held=held,
+            missing=missing,
+            object_count=None if geometry is None else geometry.object_count,
+            objects=None if told is None else told.objects,
+            bucket_bytes=None if told is None else told.bytes,
+            holders=()
+            if told is None
+            else tuple(HolderView(holder.name, holder.online, holder.last_seen) for holder in told.holders),
+            wanted_by=None if told is None else told.wanted_by,
+            estimate=None
+            if geometry is None or missing is None
+            else estimate(geometry, missing, 0 if told is None else told.bytes),
+            hub_reason=reason,
+        )
+
+    async def entries(self, channel: str | None = None, hub: str | None = None) -> list[Entry]:
+        """All streams in the store, or those of one channel, in the order of ids."""
+        scope = None if channel is None and hub is None else (await self._hubs.channel(channel, hub)).scope
+        found: list[Entry] = []
+        after: StreamId | None = None
+        while page := await self._store.streams(scope, after):
+            found += page
+            after = page[-1].stream
+        return found
+
+    async def uri_of(self, entry: Entry) -> StreamUri | None:
+        """A URI for a stream of the store: of the first channel it belongs to that is still joined."""
+        for hub in await self._hubs.list():
+            for channel in hub.channels:
+                if channel.scope in entry.scopes:
+                    return StreamUri(channel.name, hub.host, entry.stream, courtesy_name(entry.name))
+        return None
+
+    async def status(self) -> Status:
+        """What the store takes, how the daemon stands, which hubs were joined."""
+        daemon = None
+        with contextlib.suppress(NotFound, RetryLater):
+            daemon = await self.daemon.status()
+        return Status(self.settings.home, await self._store.size(), daemon, await self._hubs.list())
+
+    async def verify(self, target: Target | None = None, *, progress: OnProgress | None = None) -> list[Verification]:
+        """Hash what is held again, one stream or (None) all of them. Raises ``no-such-stream``."""
+        if target is not None:
+            streams: Sequence[StreamId] = [(await self._meant(target)).stream]
+        else:
+            streams = [entry.stream for entry in await self.entries()]
+        found = []
+        for stream in streams:
+            meter = self._meter("hash", progress)
+            found.append(await self._store.verify(stream, progress=None if progress is None else meter.count))
+            meter.close()
+        return found
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _meter(self, kind: Kind, progress: OnProgress | None) -> Meter:
+        return Meter(kind, progress, asyncio.get_running_loop())
+
+    async def _meant(self, target: Target, channel: str | None = None, hub: str | None = None) -> _Meant:
+        """Raises ``invalid-uri``, ``invalid-input``, ``no-such-stream`` for an alias that is not known here."""
+        if isinstance(target, StreamId):
+            return _Meant(target, channel, hub)
+        if isinstance(target, str):
+            text = target.strip()
+            alias = _ALIAS.fullmatch(text)
+            if alias is not None:
+                return await self._by_alias(bytes.fromhex(alias[1]))
+            if _ID.fullmatch(text):
+                return _Meant(StreamId.parse(text), channel, hub)
+            if not text.startswith(SCHEME):
+                raise InvalidInput(
+                    f"not a URI, a stream id or a sha256: {text[:80]!r}",
+                    kind="invalid-uri",
+                    hint="A URI looks like entrepot://channel@hub.example.org/ff0123.../name",
+                )
+            target = StreamUri.parse(text)
+        if channel not in {None, target.channel} or (hub is not None and target.hub not in {None, hub}):
+            raise InvalidInput("the URI names another channel or hub", hint="Leave the channel and hub out.")
+        return _Meant(target.stream, target.channel, target.hub or hub, target.name)
+
+    async def _by_alias(self, sha256: bytes) -> _Meant:
+        stream = await self._store.find_alias(sha256)
+        if stream is None:
+            raise NotFound(
+                f"no stream with the SHA-256 {sha256.hex()} is known here",
+                kind="no-such-stream",
+                hint="An alias is a claim that only whoever has the file can check: use the URI.",
+            )
+        entry = await self._store.entry(stream)
+        return _Meant(stream, None, None, courtesy_name(entry.name), local_only=True)
+
+
+def _check_output(path: Path, force: bool) -> None:
+    with translated(path):
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder", hint="Name the file in it.", path=str(path))
+        if not force and (path.is_symlink() or path.exists()):
+            raise Conflict(
+                f"{path} is already there",
+                kind="exists",
+                hint="Choose another name, or let it be replaced (--force).",
+                path=str(path),
+            )
+        if not path.absolute().parent.is_dir():
+            raise NotFound(f"there is no folder {path.absolute().parent}", kind="no-such-file", path=str(path))
+
+
+def _machine_name() -> str:
+    """This machine's name as a node's name: 1 to 64 printable characters."""
+    name = unicodedata.normalize("NFC", socket.gethostname().partition(".")[0])
+    shown = "".join(c for c in name if c.isprintable()).strip()[:_MAX_NAME].strip()
+    return shown or "node"

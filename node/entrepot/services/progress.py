@@ -1,0 +1,85 @@
+"""What long work tells of itself: one value for every callback, not more often than an eye can follow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+type Kind = Literal["hash", "get", "put"]
+type OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``done`` of ``total`` bytes (0 while the total is not known); ``rate`` in bytes/s over the last seconds;
+    ``note``: what is being waited for, in words."""
+
+    kind: Kind
+    done: int
+    total: int
+    note: str | None = None
+    rate: float = 0.0
+
+
+class Meter:
+    """Turns counts, which may come from any thread, into calls of ``callback`` on the event loop.
+
+    At most one call in ``every`` seconds, but for the last one (:meth:`close`).
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        callback: OnProgress | None,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        every: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kind: Kind = kind
+        self._callback = callback
+        self._loop = loop
+        self._every = every
+        self._clock = clock
+        self._due = clock()
+        self._mark = (clock(), 0)
+        self._rate = 0.0
+        self._first: int | None = None
+        self._last: tuple[int, int, str | None] | None = None
+
+    def count(self, done: int, total: int, note: str | None = None) -> None:
+        """``done`` of ``total`` bytes are through."""
+        if self._callback is None:
+            return
+        self._last = (done, total, note)
+        now = self._clock()
+        if now < self._due:
+            return
+        self._due = now + self._every
+        self._tell(now)
+
+    def close(self) -> None:
+        """Tell the last count, if it was not told."""
+        if self._callback is not None and self._last is not None:
+            self._tell(self._clock())
+
+    def _tell(self, now: float) -> None:
+        assert self._last is not None
+        done, total, note = self._last
+        since, before = self._mark
+        if self._first is None:
+            self._first = done
+            self._mark = (now, done)
+        elif now - since >= 1.0:
+            recent = max(done - before, 0) / (now - since)
+            self._rate = recent if self._rate == 0.0 else 0.6 * self._rate + 0.4 * recent
+            self._mark = (now, done)
+        progress = Progress(self._kind, done, total, note, self._rate)
+        self._loop.call_soon_threadsafe(self._call, progress)
+
+    def _call(self, progress: Progress) -> None:
+        if self._callback is not None:
+            self._callback(progress)

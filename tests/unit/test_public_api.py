@@ -1,0 +1,109 @@
+"""The public interface of ``import entrepot``: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import entrepot
+from entrepot.core import errors
+
+NAMES = {
+    "Added",
+    "Blocking",
+    "BlockingFile",
+    "Conflict",
+    "Corrupt",
+    "Denied",
+    "EntrepotError",
+    "Got",
+    "Info",
+    "Internal",
+    "InvalidInput",
+    "Joined",
+    "Node",
+    "NodeSettings",
+    "NotFound",
+    "Opening",
+    "Progress",
+    "RemoteFile",
+    "RetryLater",
+    "SchemaLock",
+    "StreamId",
+    "StreamKind",
+    "StreamUri",
+    "add",
+    "errors",
+    "get",
+    "open",
+}
+
+#: Methods and their parameters, in order; a star where only names count.
+METHODS = {
+    "join": "invite_url * name",
+    "add": "path * channel hub copy progress",
+    "get": "target output * force channel hub deadline wait progress",
+    "open": "target * channel hub deadline",
+    "cat": "target offset length * channel hub deadline",
+    "info": "target * channel hub",
+    "entries": "channel hub",
+    "status": "",
+    "verify": "target * progress",
+    "remove": "target * force",
+    "whoami": "",
+}
+
+
+def parameters_of(function: object) -> str:
+    assert callable(function)
+    words: list[str] = []
+    for one in list(inspect.signature(function).parameters.values())[1:]:
+        if one.kind is one.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(one.name)
+    return " ".join(words)
+
+
+def test_the_names_are_these() -> None:
+    """What is exported is exactly the list above, and all of it is listed by dir()."""
+    assert set(entrepot.__all__) == NAMES
+    assert set(dir(entrepot)) >= NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_name_leads_somewhere(name: str) -> None:
+    """Each exported name can be had, and is called what it is exported as."""
+    found = getattr(entrepot, name)
+    assert found.__name__.rpartition(".")[2] == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """A name that is not exported is told as Python does, so that hasattr works."""
+    assert not hasattr(entrepot, "nope")
+
+
+def test_all_errors_are_there() -> None:
+    """Every class of the tree of errors is exported."""
+    assert {one.__name__ for one in errors.KINDS.values()} | {"EntrepotError"} <= NAMES
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_both_faces_have_the_same_methods(method: str) -> None:
+    """The asynchronous and the blocking node take the same parameters, those listed above."""
+    assert parameters_of(getattr(entrepot.Node, method)) == METHODS[method]
+    assert parameters_of(getattr(entrepot.Blocking, method)) == METHODS[method]
+
+
+def test_importing_it_loads_nothing() -> None:
+    """``import entrepot`` is free: nothing heavy is loaded before it is used."""
+    program = (
+        "import sys, entrepot\n"
+        "print(sorted(m for m in sys.modules if m.startswith('entrepot.') or m in ('aiohttp', 'asyncio', 'nats')))\n"
+        "entrepot.StreamUri\n"
+        "print('aiohttp' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["[]", "False", ""]
