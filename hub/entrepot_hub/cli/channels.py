@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from entrepot.core.errors import Denied, InvalidInput, NotFound
-from entrepot.core.quantities import parse_duration, parse_size, spell_duration, spell_size
+from entrepot.core.units import format_size, parse_duration, parse_size, spell_duration
 from entrepot_hub.cli.access import ask
 from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, until, when
 from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText
@@ -52,7 +52,7 @@ def create(
     if as_json:
         print_json(channel)
         return
-    say(f"channel {channel.name} made: {spell_size(channel.quota)} on {channel.bucket}")
+    say(f"channel {channel.name} made: {format_size(channel.quota)} on {channel.bucket}")
     unbound = sorted(name for name in ("length", "digest", "create_only") if not channel.binds.get(name, True))
     if unbound:
         note(f"note: the provider does not enforce {', '.join(unbound)}: misuse is detected, not prevented.")
@@ -73,9 +73,9 @@ def list_channels(folder: Folder = None, as_json: Json = False) -> None:
         [
             (
                 c.name,
-                spell_size(c.charged),
-                spell_size(c.quota),
-                spell_size(c.object) if c.object else "whole",
+                format_size(c.charged),
+                format_size(c.quota),
+                format_size(c.object) if c.object else "whole",
                 c.bucket,
             )
             for c in channels
@@ -98,10 +98,10 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
         [
             ("channel", channel.name),
             ("bucket", channel.bucket),
-            ("used", f"{spell_size(channel.charged)} of {spell_size(channel.quota)}"),
+            ("used", f"{format_size(channel.charged)} of {format_size(channel.quota)}"),
             ("lock", channel.lock),
-            ("miniblock", spell_size(channel.miniblock)),
-            ("object", spell_size(channel.object) if channel.object else "whole streams"),
+            ("miniblock", format_size(channel.miniblock)),
+            ("object", format_size(channel.object) if channel.object else "whole streams"),
             ("public read", "yes" if channel.public_read else "no"),
             ("made", when(channel.created_at)),
         ]

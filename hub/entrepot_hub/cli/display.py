@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from entrepot.core.errors import EntrepotError, to_wire
-from entrepot.core.quantities import spell_duration
+from entrepot.core.units import spell_duration
 
 
 def print_json(value: object) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entrepot.core.errors import Conflict, Denied
-from entrepot.core.quantities import spell_size
+from entrepot.core.units import format_size
 from entrepot_hub.cli.access import access, ask, home, settings_of
 from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, when
 from entrepot_hub.cli.options import Folder, Json
@@ -97,7 +97,7 @@ def status(folder: Folder = None, as_json: Json = False) -> None:
             *((name, state) for name, state in sorted(found.checks.items())),
             ("channels", found.channels),
             ("nodes", found.nodes),
-            ("used", f"{spell_size(found.charged)} of {spell_size(found.quota)}"),
+            ("used", f"{format_size(found.charged)} of {format_size(found.quota)}"),
         ]
     )
 

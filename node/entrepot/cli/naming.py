@@ -74,7 +74,7 @@ def uri(
     from entrepot.cli.environment import read_environment
     from entrepot.core.geometry import Geometry
     from entrepot.core.keys import check_prefix, object_key
-    from entrepot.core.quantities import parse_size
+    from entrepot.core.units import parse_size
 
     out = Output(as_json=json, quiet=quiet)
     environment = read_environment()

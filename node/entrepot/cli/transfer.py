@@ -15,8 +15,7 @@ from entrepot.cli.output import Failures, Output, write_bytes
 from entrepot.cli.progress import display
 from entrepot.cli.running import interruptible, run
 from entrepot.core.errors import EntrepotError, InvalidInput
-from entrepot.core.quantities import parse_size
-from entrepot.core.units import format_duration, format_rate, format_size, parse_duration, parse_span
+from entrepot.core.units import format_duration, format_rate, format_size, parse_duration, parse_size, parse_span
 from entrepot.core.uri import SCHEME, StreamUri
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from http_message_signatures.algorithms import ED25519
 
 from entrepot.core.errors import Denied, InvalidInput
 from entrepot.core.nkeys import KeyKind, SigningKey, decode_public
-from entrepot.core.quantities import spell_duration
+from entrepot.core.units import spell_duration
 
 TAG: Final = "entrepot"
 #: Seconds that a request's ``created`` may lie before or after the hub's clock.

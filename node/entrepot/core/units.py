@@ -1,7 +1,6 @@
-"""Sizes, rates, durations and ranges as the node's commands print and read them.
+"""Sizes, rates, durations and ranges as people write and read them: ``10G``, ``34.1 MiB/s``, ``1h30m``, ``0-1023``.
 
-Reading is strict: one spelling rule, no guessing, a clear error. What is printed is binary, as in rclone and
-restic. Sizes are read by :func:`entrepot.core.quantities.parse_size`.
+Reading is strict: one spelling rule, no guessing, a clear error. What is printed is binary, as in rclone and restic.
 """
 
 from __future__ import annotations
@@ -17,12 +16,27 @@ MAX_SIZE: Final = 2**63 - 1
 #: Ten years: longer than any wait, short enough for every clock.
 MAX_SECONDS: Final = 3650 * 86400.0
 
+_SIZE: Final = re.compile(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?")
+_SIZES: Final = {None: 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_LARGEST_SIZE: Final = 2**62
 _LETTERS: Final = "KMGTPE"
 _PART: Final = re.compile(r"([0-9]{1,12})(w|d|h|ms|m|s)")
 _PLAIN: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _SECONDS: Final = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _LARGEST_FIRST: Final = tuple(_SECONDS)
 _SPAN: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})?")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a whole number, alone or with K, M, G, T or P (powers of 1,024; ``KiB`` and so on are the same).
+
+    Raises InvalidInput; ``10GB`` is refused, for people disagree what it means.
+    """
+    match = _SIZE.fullmatch(text)
+    size = -1 if match is None else int(match[1]) << _SIZES[match[2]]
+    if not 0 <= size <= _LARGEST_SIZE:
+        raise InvalidInput(f"{text[:50]!r} is no size", hint="Write a whole number with K, M, G, T or P: 512M, 10G.")
+    return size
 
 
 def parse_duration(text: str) -> float:
@@ -96,6 +110,16 @@ def format_duration(seconds: float) -> str:
             count, rest = divmod(rounded, size)
             return f"{count}{large}{rest // part}{small}" if rest else f"{count}{large}"
     return f"{left}s"
+
+
+def spell_duration(seconds: float) -> str:
+    """A duration in words, in its largest fitting unit: ``4 minutes``."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = round(seconds / size)
+            return f"{count} {unit}{'s' * (count != 1)}"
+    count = round(seconds)
+    return f"{count} second{'s' * (count != 1)}"
 
 
 def _shown(value: float) -> str:

@@ -16,7 +16,9 @@ from entrepot.core.units import (
     format_rate,
     format_size,
     parse_duration,
+    parse_size,
     parse_span,
+    spell_duration,
 )
 
 
@@ -137,3 +139,28 @@ def test_reading_any_text_gives_a_value_or_our_error(text: str) -> None:
     for read in (parse_duration, parse_span):
         with contextlib.suppress(InvalidInput):
             assert read(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1", 1), ("1K", 1024), ("512M", 512 << 20), ("10G", 10 << 30), ("3TiB", 3 << 40), ("4P", 4 << 50)],
+)
+def test_sizes(text: str, size: int) -> None:
+    """Whole numbers with binary units."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1.5G", "10GB", "1 G", "1g", "1KB", "٣", "9" * 19, "9999P", "1e3"])
+def test_what_is_no_size(text: str) -> None:
+    """Signs, fractions, blanks, decimal units and too much are refused."""
+    with pytest.raises(InvalidInput):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 seconds"), (1, "1 second"), (59, "59 seconds"), (60, "1 minute"), (240, "4 minutes"), (86400, "1 day")],
+)
+def test_durations_are_spelled(seconds: float, text: str) -> None:
+    """In the largest unit that fits."""
+    assert spell_duration(seconds) == text
