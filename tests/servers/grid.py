@@ -26,6 +26,7 @@ from entrepot.adapters.bus import Message as BusMessage
 from entrepot.adapters.hub_client import HubClient
 from entrepot.core import subjects
 from entrepot.core.api import SessionInfo
+from entrepot.core.errors import RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.format import encode_header
 from entrepot.core.geometry import Geometry
@@ -141,6 +142,8 @@ class Peer:
         self.seeks: list[tuple[str, Seek]] = []
         self.states: list[ObjectState] = []
         self.openings: list[bytes] = []
+        self.uploaded: list[int] = []
+        self.patience = 10.0  # seconds that an answer may take
         self._stack = AsyncExitStack()
 
     @property
@@ -203,7 +206,8 @@ class Peer:
     async def ask[A: Message](self, channel: str, verb: str, message: Message, answer: type[A]) -> A:
         """Say a verb and have the hub's answer."""
         assert self.bus is not None
-        return decode(answer, await self.bus.request(subjects.hub_verb(channel, verb, self.node), encode(message), 10))
+        subject = subjects.hub_verb(channel, verb, self.node)
+        return decode(answer, await self.bus.request(subject, encode(message), self.patience))
 
     async def want(
         self,
@@ -293,6 +297,28 @@ class Peer:
         assert status in (200, 201, 204), (status, body)
         return await self.done(content, grant)
 
+    async def serve_all(self, content: Content) -> None:
+        """Offer the stream whenever it is sought and upload whatever is granted, until cancelled; what the hub found
+        uploaded is listed in ``uploaded``."""
+        answered, taken = 0, set[bytes]()
+        while True:
+            for _, seek in self.seeks[answered:]:
+                answered += 1
+                if seek.stream == content.stream.raw:
+                    await self.offer(content, seek)
+            for grant in [g for g in self.grants if g.grant not in taken]:
+                try:
+                    reply = await self.accept(content, grant)
+                    if reply.put is not None:
+                        status, _ = await send(reply.put, content.object(grant.number))
+                        if status == 200:
+                            self.uploaded.append(grant.number)
+                        await self.done(content, grant)
+                except RetryLater:
+                    continue  # no answer: said again, as a provider does
+                taken.add(grant.grant)
+            await asyncio.sleep(0.01)
+
     async def provide(self, content: Content, count: int | None = None) -> None:
         """Serve every grant of a stream, as it comes, until so many objects are up."""
         done: set[bytes] = set()
@@ -322,8 +348,8 @@ class Grid:
     def socket(self) -> Path:
         return self.folder / "hub" / "hub.sock"
 
-    async def start(self) -> None:
-        """Start the hub; the first time, set it up."""
+    async def prepare(self, more: str = "") -> None:
+        """Set the hub up, unless that was done, with ``more`` lines of TOML at the end of its settings."""
         if not self.hub_public:
             made = await asyncio.to_thread(
                 create_hub,
@@ -333,6 +359,12 @@ class Grid:
                 Listen("127.0.0.1", self.nats_port),
             )
             self.hub_public = made.hub_public
+            with (self.folder / "hub" / "hub.toml").open("a") as file:
+                file.write(more)
+
+    async def start(self) -> None:
+        """Start the hub; the first time, set it up."""
+        await self.prepare()
         settings = await asyncio.to_thread(load_settings, self.folder / "hub")
         self.hub = await self._stack.enter_async_context(Hub(settings, exchange=self.exchange))
 

@@ -313,7 +313,7 @@ class Rounds:
         key = (ref.channel, ref.stream)
         found = self._rounds.get(key)
         if found is None:
-            return []
+            return [Announce((ref,))]  # another hub's round: its readers listen all the same
         live = found.live.pop(ref.number, None)
         if live is not None:
             self._give_back(found, live.session)
@@ -332,6 +332,32 @@ class Rounds:
             return []
         found.ready.discard(ref.number)
         return self._step(key, found, now)
+
+    def silent(self, grant: GrantRecord, now: float) -> None:
+        """A lease lapsed: whatever became of its object, the session's offer is worth nothing until it is renewed.
+        Otherwise a process that stands still is granted the same objects again, for another lease."""
+        found = self._rounds.get((grant.ref.channel, grant.ref.stream))
+        if found is not None and found.offers.pop((grant.node, grant.session), None) is not None:
+            found.seek_at, found.seeks, found.calm = now, 0, False
+            found.due = now
+
+    def expelled(
+        self, node: str, channel: str | None
+    ) -> tuple[tuple[GrantRecord, ...], tuple[tuple[str, bytes], ...]]:
+        """The node lost rights, in this channel or (None) in all: its offers are gone. Its live grants, to be ended
+        now, and the channels and streams that it wanted."""
+        grants: list[GrantRecord] = []
+        wanted: list[tuple[str, bytes]] = []
+        for key, found in self._rounds.items():
+            if channel not in {None, key[0]}:
+                continue
+            for session in [session for session in found.offers if session[0] == node]:
+                del found.offers[session]
+            if found.wants.pop(node, None) is not None:
+                wanted.append(key)
+            grants += [live.grant for live in found.live.values() if live.session[0] == node]
+            found.due = found.stepped_at
+        return tuple(grants), tuple(wanted)
 
     def departed(self, session: Session, now: float) -> None:
         """The session disconnected for good: its offers are worth nothing. Its grants end by their leases."""

@@ -108,6 +108,11 @@ class Hub:
         assert self._web is not None
         return self._web.port
 
+    @property
+    def handled(self) -> int:
+        """Messages of nodes that this hub has handled since it started."""
+        return self._dispatcher.handled
+
     def nats_urls(self) -> Sequence[str]:
         """Where nodes find NATS."""
         nats = self.settings.nats
@@ -173,7 +178,8 @@ class Hub:
         await enter(bus)
         await enter(system)
         await self._accounts.listen(presence.happened)
-        await Dispatcher(bus, exchange, channels, presence, background.spawn).start()
+        self._dispatcher = Dispatcher(bus, exchange, channels, presence, background.spawn)
+        await self._dispatcher.start()
         await self._serve_web(vault, ledger, presence)
         background.spawn(exchange.restore())
         background.spawn(self._rounds_timer())
@@ -237,6 +243,7 @@ class Hub:
             await self._accounts.revoke(node)
         finally:
             await self._save_revocations()
+        await self._exchange.expelled(node, channel)
 
     async def on_granted(self, node: str, channel: str | None) -> None:
         """A node gained rights: they count from its next session on."""
