@@ -38,7 +38,7 @@ from entrepot.core.messages import (
     reason_of,
 )
 from entrepot.core.ranges import clip, front
-from entrepot_hub.core import rounds as hubbing
+from entrepot_hub.core import effects as hubbing
 from entrepot_hub.core.ledger import Found, GrantStatus, ObjectRef, ObjectStatus, WantOrder, charge
 from entrepot_hub.core.model_ledger import ModelLedger
 from entrepot_hub.core.rounds import Rounds

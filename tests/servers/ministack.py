@@ -34,7 +34,7 @@ class S3Server:
 @contextmanager
 def run_ministack(folder: Path) -> Iterator[S3Server]:
     """A running ministack that wants signatures; its log goes into ``folder``."""
-    program = _program()
+    executable = program()
 
     def environment(port: int) -> dict[str, str]:
         return {
@@ -50,17 +50,18 @@ def run_ministack(folder: Path) -> Iterator[S3Server]:
         }
 
     with ServerProcess(
-        lambda port: [program], answers_http, log=folder / "ministack.log", environment=environment
+        lambda port: [executable], answers_http, log=folder / "ministack.log", environment=environment
     ) as server:
         yield S3Server(f"http://127.0.0.1:{server.port}")
 
 
-def _program() -> Path:
-    program = ROOT / ".venv-ministack" / "bin" / "ministack"
-    if not program.exists():
+def program() -> Path:
+    """The server's program, installed if it is not there yet."""
+    found = ROOT / ".venv-ministack" / "bin" / "ministack"
+    if not found.exists():
         made = subprocess.run(
             [ROOT / "scripts" / "environment", "--ministack"], capture_output=True, text=True, check=False
         )
-        if made.returncode != 0 or not program.exists():
+        if made.returncode != 0 or not found.exists():
             raise RuntimeError(f"scripts/environment --ministack made no S3 server:\n{made.stderr[-3000:]}")
-    return program
+    return found

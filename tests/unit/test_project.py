@@ -51,7 +51,7 @@ each_class = pytest.mark.parametrize("kind_class", dict.fromkeys(KINDS.values())
 def test_the_modules_are_found() -> None:
     """The tests below look at modules of both packages, and at locks."""
     assert {path.relative_to(ROOT).parts[1] for path in MODULES} == {"entrepot", "entrepot_hub"}
-    assert [path.name for path in LOCKS] == ["dev.txt", "ministack.txt"]
+    assert [path.name for path in LOCKS] == ["dev.txt", "image.txt", "ministack.txt"]
 
 
 @each_module
@@ -361,12 +361,8 @@ def test_a_kind_of_another_class_is_refused() -> None:
         errors.NotFound("it happened", kind="revoked")
 
 
-@given(
-    kind=st.sampled_from(sorted(KINDS)), message=st.text(max_size=50), hint=st.none() | st.text(), data=fields
-)
-def test_an_error_survives_the_wire(
-    kind: str, message: str, hint: str | None, data: dict[str, errors.Scalar]
-) -> None:
+@given(kind=st.sampled_from(sorted(KINDS)), message=st.text(max_size=50), hint=st.none() | st.text(), data=fields)
+def test_an_error_survives_the_wire(kind: str, message: str, hint: str | None, data: dict[str, errors.Scalar]) -> None:
     """What arrives has the class, kind, message, hint and data of what was sent."""
     sent = KINDS[kind](message, kind=kind, hint=hint, **data)
     arrived = from_wire(**to_wire(sent))  # type: ignore[arg-type]
@@ -375,9 +371,7 @@ def test_an_error_survives_the_wire(
     assert str(arrived) == message
 
 
-@given(
-    kind=st.text(max_size=20), keys=st.lists(st.text(max_size=10) | st.sampled_from(["self", "kind", "hint"]))
-)
+@given(kind=st.text(max_size=20), keys=st.lists(st.text(max_size=10) | st.sampled_from(["self", "kind", "hint"])))
 def test_any_description_makes_an_error(kind: str, keys: list[str]) -> None:
     """Whatever kind and names of fields a peer sends, an error comes of it and nothing else."""
     error = from_wire(kind, "it happened", None, dict.fromkeys(keys, 1))

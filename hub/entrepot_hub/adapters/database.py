@@ -172,7 +172,7 @@ class Database:
                 raise InvalidInput(
                     f"the database cannot be migrated: {error}",
                     kind="unsupported",
-                    hint="was it used by a newer entrepot-hub?",
+                    hint="Was it used by a newer entrepot-hub?",
                 ) from error
 
     def _opened(self) -> Engine:
@@ -239,14 +239,14 @@ def _translate_sqlite(error: sqlite3.Error) -> EntrepotError:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return RetryLater("another process has the database locked", kind="busy")
         case sqlite3.SQLITE_FULL:
-            return RetryLater("the disk of the database is full", kind="disk-full", hint="make room")
+            return RetryLater("the disk of the database is full", kind="disk-full", hint="Make room")
         case sqlite3.SQLITE_IOERR:
-            return RetryLater("the disk of the database does not work", hint="look at the system's log")
+            return RetryLater("the disk of the database does not work", hint="Look at the system's log")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return Corrupt("the database file is damaged or no database", kind="corrupt-store", hint="restore a backup")
+            return Corrupt("the database file is damaged or no database", kind="corrupt-store", hint="Restore a backup")
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_READONLY:
             return Denied(
-                "the database file cannot be opened or written", kind="unreadable", hint="look at its permissions"
+                "the database file cannot be opened or written", kind="unreadable", hint="Look at its permissions"
             )
         case _:
             return Internal(f"the database refused a statement: {error}")
@@ -257,13 +257,13 @@ def _translate_postgresql(error: psycopg.Error) -> EntrepotError:
     if state in _AGAIN:
         return _RunAgain("the database was busy with the same rows")
     if state in _DISK_FULL:
-        return RetryLater("the disk of the database is full", kind="disk-full", hint="make room")
+        return RetryLater("the disk of the database is full", kind="disk-full", hint="Make room")
     if state[:2] == "28":
-        return Denied("the database refuses the hub's user", hint="look at the user and password in its URL")
+        return Denied("the database refuses the hub's user", hint="Look at the user and password in its URL")
     if state == "3D000":
-        return NotFound("there is no such database", kind="not-running", hint="create it, then start the hub")
+        return NotFound("there is no such database", kind="not-running", hint="Create it, then start the hub")
     if state[:2] in {"08", "53", "55", "57", "58"} or (not state and isinstance(error, psycopg.OperationalError)):
-        return RetryLater("the database is out of reach", hint="is the database server running?")
+        return RetryLater("the database is out of reach", hint="Is the database server running?")
     return Internal(f"the database refused a statement: {type(error).__name__} {state}".strip())
 
 
@@ -277,7 +277,7 @@ def _parse(text: str) -> URL:
         raise InvalidInput(
             "the database's URL is not understood",
             kind="invalid-setting",
-            hint="write sqlite:////path/to/hub.db or postgresql://user@host/name",
+            hint="Write sqlite:////path/to/hub.db or postgresql://user@host/name",
         )
     return url.set(drivername=driver)
 

@@ -254,7 +254,7 @@ class NatsServer:
         raise NotFound(
             f"the NATS server did not start: {tail}",
             kind="not-running",
-            hint=f"its log is {self.log}",
+            hint=f"Its log is {self.log}",
         )
 
     def _read_ports(self) -> _Ports | None:

@@ -254,7 +254,7 @@ class Registry:
     async def grant_rights(self, channel: str, node: str, rights: Rights, *, now: float, actor: str) -> Member:
         """A known node (public key) has exactly these rights in the channel from now on, revoked before or not."""
         if not rights:
-            raise InvalidInput("name at least one right", hint="to take all rights away, revoke the member")
+            raise InvalidInput("name at least one right", hint="To take all rights away, revoke the member")
 
         def work(connection: Connection) -> Member:
             channel_id = find_channel_id(connection, channel)
@@ -407,7 +407,7 @@ class Registry:
             connection.execute(sa.delete(t.nonces).where(t.nonces.c.expires < now))
             values = {"node": node, "nonce": nonce, "expires": expires}
             if not self._insert_new(connection, t.nonces, values):
-                raise Denied("this signed request was sent before", kind="replayed", hint="sign each request anew")
+                raise Denied("this signed request was sent before", kind="replayed", hint="Sign each request anew")
 
         await self._database.run(work)
 
@@ -504,7 +504,7 @@ def _bad_invite() -> Denied:
     return Denied(
         "this invite does not let you in",
         kind="bad-invite",
-        hint="it may be mistyped, used up, expired or withdrawn: ask for a new one",
+        hint="It may be mistyped, used up, expired or withdrawn: ask for a new one",
     )
 
 

@@ -94,7 +94,7 @@ def find_node(connection: Connection, text: str) -> Node:
     if not found:
         raise NotFound(f"the hub knows no node {text!r}", kind="no-such-node", node=text)
     if len(found) > 1:
-        raise Conflict(f"several nodes fit {text!r}", kind="ambiguous", hint="name it by its public key", node=text)
+        raise Conflict(f"several nodes fit {text!r}", kind="ambiguous", hint="Name it by its public key", node=text)
     return to_node(found[0])
 
 
@@ -106,7 +106,7 @@ def find_member(connection: Connection, channel: str, node: str) -> Member:
         raise Denied(
             f"the node is no member of {channel}",
             kind="no-right",
-            hint="ask an owner of the channel for an invite",
+            hint="Ask an owner of the channel for an invite",
             channel=channel,
         )
     return to_member(row)

@@ -306,8 +306,8 @@ class Ledger(Protocol):
         self, grant: bytes, node: str, digest: bytes, lease_until: float, put_until: float, now: float
     ) -> ObjectView:
         """OFFERED → ACCEPTED with the digest and the end of its PUT URL (also kept on the object, never lowered).
-        Repeating it with the same digest renews; raises Conflict (stale-grant) when the grant is not live, not this
-        node's, lapsed by ``now``, or had another digest."""
+        Repeating it with the same digest changes nothing; raises Conflict (stale-grant) when the grant is not live, not
+        this node's, lapsed by ``now``, or had another digest."""
 
     def progress(self, grant: bytes, node: str, sent: int, lease: float, floor: float, now: float) -> GrantRecord:
         """Apply :func:`renewed`. Raises Conflict (stale-grant) as :meth:`accept`."""

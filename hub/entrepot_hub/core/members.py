@@ -82,7 +82,7 @@ class Rights:
                 found.add(Right(word))
             except ValueError:
                 known = ", ".join([*_SHORT, *Right])
-                raise InvalidInput(f"{word!r} is no right", hint=f"rights are: {known}", right=word) from None
+                raise InvalidInput(f"{word!r} is no right", hint=f"Rights are: {known}", right=word) from None
         return cls(frozenset(found))
 
     def __str__(self) -> str:
@@ -223,7 +223,7 @@ def check_channel_name(name: str) -> str:
     """The name, if it is 1 to 32 of ``[a-z0-9]``; otherwise :class:`InvalidInput`."""
     if _CHANNEL_NAME.fullmatch(name) is None:
         raise InvalidInput(
-            f"{name!r} is no channel name", hint="a channel name has 1 to 32 of the characters a-z and 0-9"
+            f"{name!r} is no channel name", hint="A channel name has 1 to 32 of the characters a-z and 0-9"
         )
     return name
 
@@ -232,6 +232,6 @@ def check_node_name(name: str) -> str:
     """The name, if it is 1 to 64 printable characters with no blank at either end; else :class:`InvalidInput`."""
     if not 0 < len(name) <= _MAX_NODE_NAME or not name.isprintable() or name != name.strip():
         raise InvalidInput(
-            f"{name[:_MAX_NODE_NAME]!r} is no node name", hint="a node name has 1 to 64 printable characters"
+            f"{name[:_MAX_NODE_NAME]!r} is no node name", hint="A node name has 1 to 64 printable characters"
         )
     return name

@@ -8,9 +8,8 @@ message is made good by the next seek, want or offer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
-from entrepot.core.errors import EntrepotError, NotFound, RetryLater
+from entrepot.core.errors import EntrepotError, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
@@ -18,126 +17,27 @@ from entrepot.core.keys import object_key
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import MAX_OBJECTS
 from entrepot.core.placement import choose, weight
-from entrepot.core.ranges import Pair, clip, front, holds
+from entrepot.core.ranges import Pair, holds
+from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
 from entrepot_hub.core.ledger import (
     GrantOutcome,
     GrantRecord,
-    GrantStatus,
     HolderRecord,
     ObjectRef,
-    ObjectStatus,
     ObjectView,
     Proposal,
     Refusal,
     WantOrder,
     WantRecord,
 )
+from entrepot_hub.core.round import Live, Offer, Round, Session
 
-type Session = tuple[str, str]
-
-#: Objects that a kept want with no living asker has in its window.
-KEPT_WINDOW = 64
-#: A want that was not heard again for so long has no living asker.
-ASKER_LIFE = 90.0
 #: Seconds after which an unanswered seek means that nobody who is online has the stream.
 SILENCE = 0.5
+#: Sessions of one node that may offer a stream at once.
+SESSIONS = 8
 #: Pause before a proposal that found no room, or an object just leaving, is made again.
 ROOM_PAUSE = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class SendSeek:
-    """Ask these nodes, or (None) the ``sample`` / 65536 part of the whole channel."""
-
-    channel: str
-    lock: SchemaLock
-    stream: bytes
-    nodes: tuple[str, ...] | None
-    sample: int = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """Put these to the ledger and report by :meth:`Rounds.judged`."""
-
-    proposals: tuple[Proposal, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SendGrant:
-    """Tell the session about its grant."""
-
-    grant: GrantRecord
-    opening: Opening
-
-
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
-    """The channel lacks so many bytes: evict, then report by :meth:`Rounds.roomier`."""
-
-    channel: str
-    short: int
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell the stream's readers how these objects stand."""
-
-    refs: tuple[ObjectRef, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Introduce:
-    """A stream's opening came to be known: tell its readers."""
-
-    channel: str
-    stream: bytes
-    opening: Opening
-
-
-type Effect = Introduce | SendSeek | Propose | SendGrant | MakeRoom | Announce
-
-
-@dataclass(slots=True)
-class _Offer:
-    ranges: tuple[Pair, ...]
-    slots: int
-    heard_at: float
-    reserved: int = 0  # proposals on their way to the ledger
-
-
-@dataclass(slots=True)
-class _Live:
-    session: Session
-    grant: GrantRecord
-    accepted: bool
-    sent_at: float
-
-
-@dataclass(slots=True)
-class _Round:
-    lock: SchemaLock
-    opening: Opening | None
-    started_at: float
-    members: int = 1
-    wants: dict[str, tuple[WantOrder, float]] = field(default_factory=dict)
-    holders: list[HolderRecord] = field(default_factory=list)
-    ready: set[int] = field(default_factory=set)
-    live: dict[int, _Live] = field(default_factory=dict)
-    proposed: dict[int, Session] = field(default_factory=dict)
-    offers: dict[Session, _Offer] = field(default_factory=dict)
-    failures: dict[str, int] = field(default_factory=dict)
-    excluded: dict[str, float] = field(default_factory=dict)
-    window_end: float | None = None
-    seek_at: float = 0.0
-    seeks: int = 0
-    calm: bool = False  # nothing is to be sought now: ``seek_at`` is when offers want refreshing
-    stepped_at: float = 0.0
-    due: float | None = 0.0  # when the round wants a tick
-    unmet_since: float | None = None
-    pause_until: float = 0.0
-    over: int = 0
-    trouble: EntrepotError | None = None
 
 
 class Rounds:
@@ -146,7 +46,7 @@ class Rounds:
     def __init__(self, settings: ExchangeSettings, token: Callable[[], bytes]) -> None:
         self._settings = settings
         self._token = token
-        self._rounds: dict[tuple[str, bytes], _Round] = {}
+        self._rounds: dict[tuple[str, bytes], Round] = {}
         self._uplinks: dict[str, float] = {}
 
     # -- what happened ------------------------------------------------------------------------------------------
@@ -165,13 +65,13 @@ class Rounds:
         key = (order.channel, order.stream)
         found = self._rounds.get(key)
         if found is None or found.lock != lock:
-            found = self._rounds[key] = _Round(lock, opening, now)
+            found = self._rounds[key] = Round(self._settings, lock, opening, now)
         found.opening = found.opening or opening
         found.members = members
         found.holders = list(holders)
         found.wants[order.node] = (order, now)
         for view in views:
-            self._see(found, view, now)
+            found.see(view, now)
         return self._step(key, found, now)
 
     def restored(self, want: WantRecord, lock: SchemaLock, opening: Opening | None, now: float) -> list[Effect]:
@@ -179,7 +79,7 @@ class Rounds:
         key = (want.order.channel, want.order.stream)
         if key in self._rounds and want.order.node in self._rounds[key].wants:
             return []
-        found = self._rounds.setdefault(key, _Round(lock, opening, now))
+        found = self._rounds.setdefault(key, Round(self._settings, lock, opening, now))
         found.wants[want.order.node] = (want.order, want.heard_at)
         return self._step(key, found, now)
 
@@ -199,7 +99,7 @@ class Rounds:
         found = self._rounds.get((channel, stream))
         if found is not None:
             found.wants.pop(node, None)
-            found.due = found.stepped_at
+            found.due_at = found.stepped_at
 
     def offered(
         self,
@@ -221,7 +121,11 @@ class Rounds:
             found.opening = opening
             first.append(Introduce(channel, stream, opening))
         before = found.offers.get(session)
-        found.offers[session] = _Offer(tuple(ranges), slots, now, 0 if before is None else before.reserved)
+        if before is None:
+            own = [s for s in found.offers if s[0] == session[0]]
+            if len(own) >= SESSIONS:
+                del found.offers[min(own, key=lambda s: found.offers[s].heard_at)]
+        found.offers[session] = Offer(tuple(ranges), slots, now, 0 if before is None else before.reserved)
         if found.window_end is None and not found.live and not found.proposed:
             found.window_end = now + self._settings.offer_window
         return first + self._step(key, found, now)
@@ -229,7 +133,7 @@ class Rounds:
     def judged(self, outcomes: Sequence[GrantOutcome], now: float) -> list[Effect]:
         """What the ledger made of proposals."""
         effects: list[Effect] = []
-        touched: dict[tuple[str, bytes], _Round] = {}
+        touched: dict[tuple[str, bytes], Round] = {}
         short: dict[str, int] = {}
         for outcome in outcomes:
             ref = outcome.proposal.ref
@@ -246,12 +150,12 @@ class Rounds:
                 found.over = 0
                 if offer is not None:
                     offer.slots -= 1
-                self._live(found, outcome.grant, now)
+                found.go_live(outcome.grant, now)
                 if found.opening is not None:
                     effects.append(SendGrant(outcome.grant, found.opening))
                 effects.append(Announce((ref,)))
             elif outcome.refusal is Refusal.HELD and outcome.grant is not None:
-                self._live(found, outcome.grant, now)
+                found.go_live(outcome.grant, now)
             elif outcome.refusal is Refusal.READY:
                 found.ready.add(ref.number)
                 effects.append(Announce((ref,)))
@@ -264,6 +168,20 @@ class Rounds:
         for key, found in touched.items():
             effects += self._step(key, found, now)
         return effects
+
+    def unjudged(self, proposals: Sequence[Proposal], now: float) -> None:
+        """The ledger could not be asked: what was proposed is proposed again after a pause."""
+        for proposal in proposals:
+            key = (proposal.ref.channel, proposal.ref.stream)
+            found = self._rounds.get(key)
+            if found is None:
+                continue
+            session = found.proposed.pop(proposal.ref.number, None)
+            offer = None if session is None else found.offers.get(session)
+            if offer is not None:
+                offer.reserved -= 1
+            found.pause_until = now + ROOM_PAUSE
+            found.due_at = found.due()
 
     def roomier(self, channel: str, now: float) -> list[Effect]:
         """Bytes came free in the channel: rounds that waited for room try again."""
@@ -280,7 +198,7 @@ class Rounds:
         if live is not None:
             live.accepted = True
             found = self._rounds[grant.ref.channel, grant.ref.stream]
-            found.due = self._due(found)
+            found.due_at = found.due()
 
     def ended(self, grant: GrantRecord, error: EntrepotError | None, now: float) -> list[Effect]:
         """A grant is over without a ready object: it passes on. ``error`` says why, if that is the provider's doing."""
@@ -291,7 +209,7 @@ class Rounds:
         live = found.live.get(grant.ref.number)
         if live is not None and live.grant.grant == grant.grant:
             del found.live[grant.ref.number]
-            self._give_back(found, live.session)
+            found.give_back(live.session)
         gentle = error is not None and error.kind in {"busy", "cancelled"}
         if gentle:
             found.offers.pop((grant.node, grant.session), None)
@@ -301,7 +219,7 @@ class Rounds:
                 return self._step(key, found, now)  # one of a burst that was counted already
             count = found.failures[grant.node] = found.failures.get(grant.node, 0) + 1
             if count >= self._settings.failures:
-                found.excluded[grant.node] = now + self._exclusion(found, grant.node, count, now)
+                found.excluded[grant.node] = now + found.exclusion(grant.node, count, now)
         return self._step(key, found, now)
 
     def arrived(self, ref: ObjectRef, grant: GrantRecord | None, now: float) -> list[Effect]:
@@ -316,7 +234,7 @@ class Rounds:
             return [Announce((ref,))]  # another hub's round: its readers listen all the same
         live = found.live.pop(ref.number, None)
         if live is not None:
-            self._give_back(found, live.session)
+            found.give_back(live.session)
         if grant is not None:
             found.failures.pop(grant.node, None)
             found.excluded.pop(grant.node, None)
@@ -339,11 +257,9 @@ class Rounds:
         found = self._rounds.get((grant.ref.channel, grant.ref.stream))
         if found is not None and found.offers.pop((grant.node, grant.session), None) is not None:
             found.seek_at, found.seeks, found.calm = now, 0, False
-            found.due = now
+            found.due_at = now
 
-    def expelled(
-        self, node: str, channel: str | None
-    ) -> tuple[tuple[GrantRecord, ...], tuple[tuple[str, bytes], ...]]:
+    def expelled(self, node: str, channel: str | None) -> tuple[tuple[GrantRecord, ...], tuple[tuple[str, bytes], ...]]:
         """The node lost rights, in this channel or (None) in all: its offers are gone. Its live grants, to be ended
         now, and the channels and streams that it wanted."""
         grants: list[GrantRecord] = []
@@ -356,7 +272,7 @@ class Rounds:
             if found.wants.pop(node, None) is not None:
                 wanted.append(key)
             grants += [live.grant for live in found.live.values() if live.session[0] == node]
-            found.due = found.stepped_at
+            found.due_at = found.stepped_at
         return tuple(grants), tuple(wanted)
 
     def departed(self, session: Session, now: float) -> None:
@@ -364,7 +280,7 @@ class Rounds:
         for found in self._rounds.values():
             if found.offers.pop(session, None) is not None:
                 found.seek_at, found.seeks, found.calm = now, 0, False
-                found.due = now
+                found.due_at = now
 
     def excluded(self, channel: str, stream: bytes, node: str, now: float) -> None:
         """The node served a bad object: it provides nothing of this stream for a while."""
@@ -376,7 +292,7 @@ class Rounds:
         """Time passed: windows close, seeks repeat, grants are sent again, dead rounds go."""
         effects: list[Effect] = []
         for key, found in list(self._rounds.items()):
-            if found.due is None or now < found.due:
+            if found.due_at is None or now < found.due_at:
                 continue
             effects += self._step(key, found, now)
             if not found.wants and not found.live and not found.proposed:
@@ -385,19 +301,7 @@ class Rounds:
 
     def timer(self) -> float | None:
         """When :meth:`tick` wants to be called next."""
-        return min((found.due for found in self._rounds.values() if found.due is not None), default=None)
-
-    def _due(self, found: _Round) -> float | None:
-        times = [order.until for order, _ in found.wants.values()]
-        times += [live.sent_at + self._settings.resend for live in found.live.values() if not live.accepted]
-        if found.window_end is not None:
-            times.append(found.window_end)
-        elif found.unmet_since is not None:
-            waits = (found.seek_at, found.pause_until, *found.excluded.values())
-            times += [t for t in waits if t > found.stepped_at]
-        if not found.wants and not found.live and not found.proposed:
-            times.append(found.stepped_at)
-        return min(times, default=None)
+        return min((found.due_at for found in self._rounds.values() if found.due_at is not None), default=None)
 
     # -- what to say --------------------------------------------------------------------------------------------
 
@@ -409,7 +313,7 @@ class Rounds:
         return tuple(
             node
             for node, (order, heard) in found.wants.items()
-            if now < order.until and ref.number in self._window(found, order, heard, now)
+            if now < order.until and ref.number in found.window(order, heard, now)
         )
 
     def reason(self, channel: str, stream: bytes, now: float) -> EntrepotError | None:
@@ -424,10 +328,10 @@ class Rounds:
                 hint="It goes on when readers finish; the owner can raise the quota.",
                 short=found.over,
             )
-        fresh = {s: offer for s, offer in found.offers.items() if self._fresh(offer, now)}
+        fresh = {s: offer for s, offer in found.offers.items() if found.fresh(offer, now)}
         if not fresh:
-            return self._nobody(found) if now >= found.unmet_since + SILENCE else None
-        if any(self._usable(found, session[0], offer, now) for session, offer in fresh.items()):
+            return found.nobody() if now >= found.unmet_since + SILENCE else None
+        if any(found.usable(session[0], offer, now) for session, offer in fresh.items()):
             return None
         return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
 
@@ -438,95 +342,17 @@ class Rounds:
 
     # -- how ----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _nobody(found: _Round) -> NotFound:
-        if not found.holders:
-            return NotFound(
-                "no node that is online has this stream, and none ever said it had",
-                kind="no-holder",
-                hint="Ask whoever gave you the URI to run `entrepot up` on a machine that has it.",
-            )
-        last = found.holders[0]
-        return NotFound(
-            f"no node that is online has this stream; {last.name} had it last",
-            kind="no-holder",
-            hint=f"Ask for `entrepot up` on {last.name}, or wait for it with --wait 10m.",
-            last_holder=last.name,
-            last_seen=last.seen_at,
-        )
-
-    def _see(self, found: _Round, view: ObjectView, now: float) -> None:
-        number = view.record.ref.number
-        if view.record.status is ObjectStatus.READY:
-            found.ready.add(number)
-        else:
-            found.ready.discard(number)
-        if view.grant is not None:
-            if number not in found.live:
-                self._live(found, view.grant, now)
-        else:
-            live = found.live.pop(number, None)
-            if live is not None:
-                self._give_back(found, live.session)
-
-    def _live(self, found: _Round, grant: GrantRecord, now: float) -> None:
-        accepted = grant.status is GrantStatus.ACCEPTED
-        found.live[grant.ref.number] = _Live((grant.node, grant.session), grant, accepted, now)
-
-    def _live_of(self, grant: GrantRecord) -> _Live | None:
+    def _live_of(self, grant: GrantRecord) -> Live | None:
         found = self._rounds.get((grant.ref.channel, grant.ref.stream))
         live = None if found is None else found.live.get(grant.ref.number)
         return live if live is not None and live.grant.grant == grant.grant else None
 
-    @staticmethod
-    def _give_back(found: _Round, session: Session) -> None:
-        offer = found.offers.get(session)
-        if offer is not None:
-            offer.slots += 1
-
-    def _window(self, found: _Round, order: WantOrder, heard: float, now: float) -> tuple[int, ...]:
-        if found.opening is None:
-            return front(order.ranges, order.window)
-        count = Geometry(found.opening.length, found.lock).object_count
-        kept = order.keep and now > heard + ASKER_LIFE
-        ranges = clip(order.ranges, count)
-        if kept:
-            left = (n for pair in ranges for n in range(pair[0], pair[1] + 1) if n not in found.ready)
-            return tuple(n for n, _ in zip(left, range(KEPT_WINDOW), strict=False))
-        return front(ranges, order.window)
-
-    def _needed(self, found: _Round, now: float) -> list[int]:
-        """Objects to be granted, the front of every reader first."""
-        if found.opening is None:
-            return []
-        ranks: dict[int, int] = {}
-        for order, heard in found.wants.values():
-            for rank, number in enumerate(self._window(found, order, heard, now)):
-                if number in found.ready or number in found.live or number in found.proposed:
-                    continue
-                ranks[number] = min(rank, ranks.get(number, rank))
-        return sorted(ranks, key=lambda number: (ranks[number], number))
-
-    def _fresh(self, offer: _Offer, now: float) -> bool:
-        return now < offer.heard_at + self._settings.offer_life
-
-    def _usable(self, found: _Round, node: str, offer: _Offer, now: float) -> bool:
-        return self._fresh(offer, now) and now >= found.excluded.get(node, 0.0)
-
-    def _exclusion(self, found: _Round, node: str, count: int, now: float) -> float:
-        """Seconds for which a node that failed ``count`` times running is left out: the full time while somebody
-        else can take its place, else a pause that doubles, for a bad network must not shut out the last holder."""
-        others = (s for s, offer in found.offers.items() if s[0] != node and self._usable(found, s[0], offer, now))
-        if any(others):
-            return self._settings.exclusion
-        return min(2.0 ** (count - self._settings.failures), self._settings.exclusion)
-
-    def _step(self, key: tuple[str, bytes], found: _Round, now: float) -> list[Effect]:
+    def _step(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
         effects = self._go_on(key, found, now)
-        found.due = self._due(found)
+        found.due_at = found.due()
         return effects
 
-    def _go_on(self, key: tuple[str, bytes], found: _Round, now: float) -> list[Effect]:
+    def _go_on(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
         found.stepped_at = now
         for node, (order, _) in list(found.wants.items()):
             if now >= order.until:
@@ -535,7 +361,7 @@ class Rounds:
         if not found.wants:
             found.unmet_since = found.window_end = None
             return effects
-        needed = self._needed(found, now)
+        needed = found.needed(now)
         if not needed and found.opening is not None:
             found.unmet_since = None
             found.seeks = 0
@@ -553,7 +379,7 @@ class Rounds:
                 effects.append(Propose(proposals))
         return effects + self._seek(key, found, lacking, now)
 
-    def _again(self, found: _Round, now: float) -> list[Effect]:
+    def _again(self, found: Round, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for live in found.live.values():
             if not live.accepted and found.opening is not None and now >= live.sent_at + self._settings.resend:
@@ -562,13 +388,13 @@ class Rounds:
         return effects
 
     def _assign(
-        self, key: tuple[str, bytes], found: _Round, needed: list[int], now: float
+        self, key: tuple[str, bytes], found: Round, needed: list[int], now: float
     ) -> tuple[tuple[Proposal, ...], list[int]]:
         """Proposals for what somebody can upload now, and the objects that nobody offers at all."""
         if found.opening is None:
             return (), needed
         geometry = Geometry(found.opening.length, found.lock)
-        offers = {s: o for s, o in found.offers.items() if self._usable(found, s[0], o, now)}
+        offers = {s: o for s, o in found.offers.items() if found.usable(s[0], o, now)}
         proposals: list[Proposal] = []
         lacking: list[int] = []
         for number in needed[:MAX_OBJECTS]:
@@ -598,9 +424,9 @@ class Rounds:
             )
         return tuple(proposals), lacking
 
-    def _seek(self, key: tuple[str, bytes], found: _Round, lacking: list[int], now: float) -> list[Effect]:
+    def _seek(self, key: tuple[str, bytes], found: Round, lacking: list[int], now: float) -> list[Effect]:
         settings = self._settings
-        fresh = [o for s, o in found.offers.items() if self._usable(found, s[0], o, now)]
+        fresh = [o for s, o in found.offers.items() if found.usable(s[0], o, now)]
         refresh_at = max((o.heard_at for o in fresh), default=0.0) + settings.offer_refresh
         if fresh and not lacking and now < refresh_at:
             found.seek_at, found.seeks, found.calm = refresh_at, 0, True

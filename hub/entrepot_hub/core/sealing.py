@@ -110,5 +110,5 @@ def _unwrap(blob: bytes, key: MasterKey, associated: bytes) -> bytes:
     except InvalidTag:
         raise Denied(
             "a sealed secret does not open with this master key",
-            hint="is this the master key the hub was set up with?",
+            hint="Is this the master key the hub was set up with?",
         ) from None

@@ -117,21 +117,22 @@ def held_by(grant: GrantRecord | None, node: str, now: float) -> GrantRecord:
 
 
 def accepted(grant: GrantRecord, digest: bytes, lease_until: float, put_until: float, now: float) -> GrantRecord:
-    """The grant after an accept, first or repeated. Its lease never outlives the PUT URL, whose end is never lowered.
+    """The grant after an accept. Its lease never outlives the PUT URL. A repeated accept changes nothing: only
+    progress renews a lease, or an object could be held for ever without a byte.
 
     Raises Conflict (stale-grant) for another digest than before.
     """
     if grant.digest is not None and grant.digest != digest:
         raise stale_grant(grant)
-    until = max(grant.put_until, put_until)
-    again = grant.status is GrantStatus.ACCEPTED
+    if grant.status is GrantStatus.ACCEPTED:
+        return grant
     return replace(
         grant,
         status=GrantStatus.ACCEPTED,
         digest=digest,
-        lease_until=min(max(lease_until, grant.lease_until if again else 0.0), until),
-        put_until=until,
-        accepted_at=grant.accepted_at if again else now,
+        lease_until=min(lease_until, put_until),
+        put_until=put_until,
+        accepted_at=now,
     )
 
 
@@ -140,7 +141,7 @@ def stale_grant(grant: GrantRecord | None) -> Conflict:
     return Conflict(
         "this grant is not yours or over",
         kind="stale-grant",
-        hint="another provider may upload the object now; nothing needs to be done",
+        hint="Another provider may upload the object now; nothing needs to be done",
         status=None if grant is None else grant.status.value,
     )
 

@@ -37,27 +37,29 @@ class Background:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it. When too much runs already it is dropped and counted: every verb is said again."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run it. When too much runs already it is dropped (False) and counted: every verb is said again."""
         if self._group is None or len(self._tasks) >= self._most:
             self.refused += 1
             work.close()
-            return
-        task = self._group.create_task(self._guard(work))
+            return False
+        task = self._group.create_task(self.guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     def every(self, pause: float, work: Callable[[], Awaitable[object]]) -> None:
         """Run ``work`` now and again ``pause`` seconds after it ended, until the end."""
 
         async def repeat() -> None:
             while True:
-                await self._guard(work())
+                await self.guard(work())
                 await asyncio.sleep(pause)
 
         self.spawn(repeat())
 
-    async def _guard(self, work: Awaitable[object]) -> None:
+    async def guard(self, work: Awaitable[object]) -> None:
+        """Wait for ``work``; whatever it raises is logged and goes no further."""
         try:
             await work
         except EntrepotError as error:

@@ -7,6 +7,7 @@ PUT URL could still be used is not deleted but replaced by a 0-byte tombstone, i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.format import decode_header, header_length, verify_miniblock
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
+from entrepot_hub.adapters.buckets import Head
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import Found, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView, may_land
 from entrepot_hub.services.channels import Channels, OpenChannel
 
 #: A key that changes under the hub's hands is met again so often before it is left to the next sweep.
 _LOOKS = 5
+_PIECE = 4 << 20  # bytes of an object that are read at once
 
 
 class Verdict(Enum):
@@ -135,6 +138,24 @@ class BucketKeeper:
             return Verdict.CORRUPT
         return Verdict.PROVED
 
+    async def altered(self, record: ObjectRecord) -> bool:
+        """Whether a ready object is not the bytes that were put: then the bucket changed it, not its uploader. Only
+        where the provider refuses a PUT of other bytes than granted can the two be told apart."""
+        channel = await self._channels.channel(record.ref.channel)
+        if record.digest is None or not channel.bucket.binds.digest:
+            return False
+        hasher, offset, key = hashlib.sha256(), 0, channel.key(record.ref)
+        try:
+            while offset < record.size:
+                piece = await channel.bucket.read(key, offset, min(_PIECE, record.size - offset), record.etag)
+                if not piece:
+                    return True
+                await asyncio.to_thread(hasher.update, piece)
+                offset += len(piece)
+        except (NotFound, Conflict):
+            return True
+        return hasher.digest() != record.digest
+
     async def quarantine(self, ref: ObjectRef, etag: str | None) -> ObjectRecord | None:
         """Take a bad object out of use and out of the bucket; None if it was gone already."""
         record = await self._database.call(self._ledger.condemn, ref, etag, self._clock())
@@ -146,7 +167,7 @@ class BucketKeeper:
         key, grace = channel.key(ref), self._settings.put_grace
         for _ in range(_LOOKS):
             head = await channel.bucket.head(key)
-            found = None if head is None else Found(head.length, head.etag, head.digest)
+            found = None if head is None else self._found(channel, head)
             view = await self._database.call(self._ledger.settle, ref, found, self._clock(), grace)
             if view is None:
                 assert found is not None
@@ -162,6 +183,13 @@ class BucketKeeper:
                 await self._leave(channel, record)
                 return Look(await self._database.call(self._ledger.view, ref), record)
         raise _restless(key)
+
+    @staticmethod
+    def _found(channel: OpenChannel, head: Head) -> Found:
+        """Where the bucket shows the digest of whatever came through a grant, what has none did not: it matches no
+        digest."""
+        digest = b"" if head.digest is None and channel.bucket.binds.head_digest else head.digest
+        return Found(head.length, head.etag, digest)
 
     async def _header_proves(self, channel: OpenChannel, ref: ObjectRef, found: Found) -> bool:
         """For buckets that show no digest: at least the header must be the right one."""

@@ -6,7 +6,7 @@ in the sender's inbox: the hub may publish everywhere and must not be made a dep
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +51,13 @@ QUEUE = "hub"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchSettings:
-    """``at_once``: messages in work at the same time; ``waiting``: those that may wait for it, per verb; further ones
-    are dropped, as on any lossy bus, and said again by their senders."""
+    """``at_once``: messages in work at the same time, ``of_one`` of them one node's; ``waiting_of_one``: those of one
+    node that may wait, ``waiting``: those of one verb that may wait to be sorted by node. Further ones are dropped, as
+    on any lossy bus, and said again by their senders."""
 
     at_once: int = 256
+    of_one: int = 16
+    waiting_of_one: int = 1024
     waiting: int = 8192
 
 
@@ -66,7 +69,10 @@ class _Verb:
 
 
 class Dispatcher:
-    """Subscribes to the verbs and answers them. ``spawn`` runs a message's work in the background."""
+    """Subscribes to the verbs and answers them. ``spawn`` runs a message's work in the background (False: it will not).
+
+    Nodes take turns, so whoever says much waits for itself and delays the others by no more than ``of_one`` messages.
+    """
 
     def __init__(
         self,
@@ -74,7 +80,7 @@ class Dispatcher:
         exchange: Exchange,
         channels: Channels,
         presence: Presence,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], bool],
         settings: DispatchSettings | None = None,
     ) -> None:
         self._bus = bus
@@ -83,10 +89,14 @@ class Dispatcher:
         self._presence = presence
         self._spawn = spawn
         self._settings = settings or DispatchSettings()
-        self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._waiting: dict[str, deque[BusMessage]] = {}
+        self._turns: deque[str] = deque()  # nodes with waiting messages that may have one more in work
+        self._working: Counter[str] = Counter()
+        self._at_work = 0
         self._log = structlog.get_logger("dispatcher")
         self.handled = 0
         self.refused = 0
+        self.dropped = 0
 
     async def start(self) -> None:
         """Subscribe to every verb of every channel, and to the offers that this instance asks for."""
@@ -115,11 +125,45 @@ class Dispatcher:
             "open": _Verb(Open, exchange.open, lambda reason: OpenReply(error=reason)),
         }
 
-    async def _receive(self, message: BusMessage) -> None:
-        await self._slots.acquire()
-        self._spawn(self._handle(message))
+    def _receive(self, message: BusMessage) -> None:
+        node = message.subject.rpartition(".")[2]  # the server lets a node publish under its own key only
+        queue = self._waiting.get(node)
+        if queue is None:
+            queue = self._waiting[node] = deque()
+            if self._working[node] < self._settings.of_one:
+                self._turns.append(node)
+        if len(queue) >= self._settings.waiting_of_one:
+            self.dropped += 1
+            return
+        queue.append(message)
+        self._go_on()
 
-    async def _handle(self, message: BusMessage) -> None:
+    def _go_on(self) -> None:
+        """Begin as much as may be in work; each node in turn, one message at a time."""
+        while self._turns and self._at_work < self._settings.at_once:
+            node = self._turns.popleft()
+            queue = self._waiting[node]
+            message = queue.popleft()
+            self._working[node] += 1
+            self._at_work += 1
+            if not queue:
+                del self._waiting[node]
+            elif self._working[node] < self._settings.of_one:
+                self._turns.append(node)
+            if not self._spawn(self._handle(node, message)):
+                self.dropped += 1
+                self._ended(node)
+
+    def _ended(self, node: str) -> None:
+        """A message of the node is out of work."""
+        if node in self._waiting and self._working[node] == self._settings.of_one:
+            self._turns.append(node)
+        self._at_work -= 1
+        self._working[node] -= 1
+        if not self._working[node]:
+            del self._working[node]
+
+    async def _handle(self, node: str, message: BusMessage) -> None:
         try:
             answer = await self._answer(message)
             if answer is not None and message.reply is not None:
@@ -127,7 +171,8 @@ class Dispatcher:
         except RetryLater:
             self.refused += 1  # the bus is down: the sender hears nothing and says it again
         finally:
-            self._slots.release()
+            self._ended(node)
+            self._go_on()
 
     async def _answer(self, message: BusMessage) -> Message | None:
         """The answer, or None where none may be given."""

@@ -1,25 +1,20 @@
-"""The hub's side of the exchange: every verb that a node may say, and what the hub does of its own accord.
+"""The hub's side of the exchange: every verb that a node may say.
 
-Decisions are made by the pure core (:mod:`entrepot_hub.core.rounds`, the rules of :mod:`entrepot_hub.core.ledger`);
-this service carries them out: it asks the ledger, signs, looks into the bucket and publishes. Who speaks is known from
-the subject, which the bus enforces; what they may do is checked here.
+Who speaks is known from the subject, which the bus enforces; what they may do is checked here, and what they say is
+believed only as far as the bucket, a header or an opening proves it. The arbiter carries out what follows.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-from entrepot.core import subjects
-from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, NotFound, RetryLater
-from entrepot.core.exchange.settings import ExchangeSettings
-from entrepot.core.format import decode_header
+from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, RetryLater
+from entrepot.core.format import decode_header, header_length
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.messages import (
-    MAX_OBJECTS,
+    MAX_HEADER,
     Accept,
     AcceptReply,
     Ack,
@@ -28,90 +23,71 @@ from entrepot.core.messages import (
     Cancel,
     Done,
     Got,
-    Grant,
-    Message,
     Missing,
-    ObjectState,
     Offer,
     Open,
     OpenReply,
     Progress,
-    Seek,
-    State,
+    Reason,
     Want,
     WantReply,
     reason_of,
 )
-from entrepot.core.ranges import as_set, check_pairs, clip, front
+from entrepot.core.ranges import LAST_NUMBER, as_set, check_pairs, clip, front
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import (
-    GrantRecord,
-    GrantStatus,
     Ledger,
-    ObjectRecord,
     ObjectRef,
     ObjectStatus,
-    ObjectView,
     WantOrder,
 )
 from entrepot_hub.core.members import Member
-from entrepot_hub.core.rounds import (
-    Announce,
-    Effect,
-    Introduce,
-    MakeRoom,
-    Propose,
-    Rounds,
-    SendGrant,
-    SendSeek,
-)
+from entrepot_hub.services.arbiter import Arbiter, Spawn
 from entrepot_hub.services.bucket_keeper import BucketKeeper, Verdict
 from entrepot_hub.services.channels import Channels, OpenChannel
-from entrepot_hub.services.urls import ReadUrls, as_message
-
-type Publish = Callable[[str, Message], None]
-type Spawn = Callable[[Coroutine[Any, Any, None]], None]
+from entrepot_hub.services.urls import as_message
 
 #: A holder's row is written again after so many seconds.
 HOLDER_NEWS = 60.0
 #: Progress is passed on to readers this often, in seconds per object.
 PROGRESS_NEWS = 0.25
-#: An uploader or reporter with so many strikes in an hour provides (or reports) nothing for that long.
-STRIKES = 3
+#: Streams that one node wants of one channel at once.
+WANTS = 1024
+#: So much of what a holder says of its failure is passed on to readers.
+_TOLD = 200
 
 
 class Exchange:
-    """The verbs. ``publish(subject, message)`` sends without waiting and may lose; ``spawn`` runs in the background."""
+    """The verbs, each of a member whose rights are checked here. What follows is the arbiter's."""
 
     def __init__(
         self,
+        arbiter: Arbiter,
         *,
-        instance: str,
         database: Database,
         ledger: Ledger,
         channels: Channels,
         keeper: BucketKeeper,
-        rounds: Rounds,
-        settings: ExchangeSettings,
         clock: Callable[[], float],
-        publish: Publish,
         spawn: Spawn,
     ) -> None:
-        self.instance = instance
-        self.rounds = rounds
-        self.settings = settings
+        self._arbiter = arbiter
+        self._rounds = arbiter.rounds
+        self._settings = arbiter.settings
         self._database = database
         self._ledger = ledger
         self._channels = channels
         self._keeper = keeper
         self._clock = clock
-        self._publish = publish
         self._spawn = spawn
-        self._urls = ReadUrls(clock, settings.get_url)
         self._holders: dict[tuple[str, bytes, str], float] = {}
         self._news: dict[ObjectRef, float] = {}
-        self._making_room: set[str] = set()
-        self.woken = asyncio.Event()
+        self._wanted: dict[tuple[str, str], dict[bytes, float]] = {}
+
+    @property
+    def instance(self) -> str:
+        """The hub instance that offers are to name."""
+        return self._arbiter.instance
 
     # -- verbs of readers ---------------------------------------------------------------------------------------
 
@@ -126,14 +102,16 @@ class Exchange:
             lock=channel.lock.id,
             stream=message.stream,
             node=member.node.public,
-            ranges=check_pairs(message.ranges),
+            # A want that outlives its asker, who does not know yet how long the stream is, is for all of it.
+            ranges=check_pairs(message.ranges) or (((0, LAST_NUMBER),) if message.keep else ()),
             window=message.window,
             until=now + message.deadline / 1000,
             keep=message.keep,
         )
+        self._allow_want(order, now)
         opening = await self._database.call(self._ledger.opening, channel.name, message.stream)
         numbers = self._numbers(channel, opening, order.ranges, order.window)
-        until = now + self.settings.read_lease
+        until = now + self._settings.read_lease
         view, holders = await self._database.together(
             lambda: (
                 self._ledger.want(order, numbers, until, now),
@@ -141,15 +119,15 @@ class Exchange:
             )
         )
         members = await self._channels.size(channel.name)
-        effects = self.rounds.wanted(order, channel.lock, view.opening, view.objects, holders, members, now)
-        self._spawn(self.perform(effects))
-        reason = self.rounds.reason(channel.name, message.stream, now)
-        states = [await self._state(channel, each, now, for_reader=True) for each in view.objects]
+        effects = self._rounds.wanted(order, channel.lock, view.opening, view.objects, holders, members, now)
+        self._spawn(self._arbiter.perform(effects))
+        reason = self._rounds.reason(channel.name, message.stream, now)
+        states = [await self._arbiter.state(channel, each) for each in view.objects]
         unmet = any(state.state != "ready" for state in states) or view.opening is None
-        again = self.settings.again_most
+        again = self._settings.again_most
         if unmet:
-            quiet = self.rounds.quiet(channel.name, message.stream, now)
-            again = self._patience(order, now) if quiet else self.settings.again
+            quiet = self._rounds.quiet(channel.name, message.stream, now)
+            again = self._patience(order, now) if quiet else self._settings.again
         return WantReply(
             opening=None if view.opening is None else view.opening.encode(),
             objects=tuple(states),
@@ -171,7 +149,8 @@ class Exchange:
         """The node no longer wants the stream."""
         self._check_lock(channel, message.lock)
         await self._database.call(self._ledger.unwant, channel.name, message.stream, member.node.public)
-        self.rounds.unwanted(channel.name, message.stream, member.node.public)
+        self._wanted.get((channel.name, member.node.public), {}).pop(message.stream, None)
+        self._rounds.unwanted(channel.name, message.stream, member.node.public)
         return Ack()
 
     async def missing(self, channel: OpenChannel, member: Member, message: Missing) -> Ack:
@@ -179,31 +158,32 @@ class Exchange:
         ref = self._ref(channel, message)
         before = await self._database.call(self._ledger.view, ref)
         if before.record.status is ObjectStatus.READY:
-            after = (await self._keeper.look(ref)).view
-            if after.record.status is not ObjectStatus.READY or after.record.etag != before.record.etag:
-                self._spawn(self.perform(self.rounds.vanished(ref, self._clock())))
+            await self._arbiter.look_again(before.record)
         return Ack()
 
     async def bad(self, channel: OpenChannel, member: Member, message: Bad) -> Ack:
         """A reader says that an object does not verify. The hub reads it itself and judges one of the two."""
         ref, now = self._ref(channel, message), self._clock()
-        view = await self._database.call(self._ledger.view, ref)
-        if view.record.status is not ObjectStatus.READY or message.etag not in (None, view.record.etag):
+        if self._arbiter.muted(channel, member.node.public, now):
             return Ack()
-        verdict = await self._keeper.verify(ref, view.record.etag, message.miniblock)
-        if verdict is Verdict.PROVED:
-            await self._strike(channel, member.node.public, "false-report", now)
+        record = (await self._database.call(self._ledger.view, ref)).record
+        if record.status is not ObjectStatus.READY or message.etag not in (None, record.etag):
             return Ack()
+        verdict = await self._keeper.verify(ref, record.etag, message.miniblock)
         if verdict is Verdict.CHANGED:
-            # Readers of buckets that ignore the etag of a signed GET got something else: that is looked at, and if it
-            # passes the look it is judged in its turn.
-            return await self.missing(
-                channel, member, Missing(lock=message.lock, stream=message.stream, number=message.number)
-            )
-        record = await self._keeper.quarantine(ref, view.record.etag)
-        if record is not None:
-            await self._condemned(record, now)
-        self._spawn(self.perform(self.rounds.vanished(ref, self._clock())))
+            # Readers of a bucket that ignores the etag of a signed GET get whatever lies there: it is looked at, and
+            # judged if it passes that.
+            record = await self._arbiter.look_again(record)
+            if record.status is ObjectStatus.READY:
+                verdict = await self._keeper.verify(ref, record.etag, message.miniblock)
+        elif verdict is Verdict.PROVED:
+            await self._arbiter.strike(channel, member.node.public, "false-report", now)
+        if verdict is Verdict.CORRUPT:
+            altered = await self._keeper.altered(record)  # then the bucket did it, and nobody is to blame
+            condemned = await self._keeper.quarantine(ref, record.etag)
+            if condemned is not None and not altered:
+                await self._arbiter.condemned(condemned, now)
+            self._spawn(self._arbiter.perform(self._rounds.vanished(ref, self._clock())))
         return Ack()
 
     # -- verbs of providers -------------------------------------------------------------------------------------
@@ -214,47 +194,51 @@ class Exchange:
         now = self._clock()
         await self._note_holder(channel, member, message.stream, opening, now)
         session = (member.node.public, message.session)
-        effects = self.rounds.offered(
+        effects = self._rounds.offered(
             channel.name, message.stream, session, opening, as_set(check_pairs(message.ranges)), message.slots, now
         )
-        await self.perform(effects)
+        await self._arbiter.perform(effects)
 
     async def accept(self, channel: OpenChannel, member: Member, message: Accept) -> AcceptReply:
         """A session takes its grant: check what it says the object is, and sign the PUT."""
         self._check_lock(channel, message.lock)
         now = self._clock()
         grant = await self._database.call(self._ledger.find_grant, message.grant)
-        if grant is None or grant.ref.channel != channel.name or grant.node != member.node.public:
+        asker = (member.node.public, message.session)
+        if grant is None or grant.ref.channel != channel.name or (grant.node, grant.session) != asker:
             raise Conflict("this grant is not yours, or not any more", kind="stale-grant")
         stream = StreamId(grant.ref.stream)
         self._may_provide(channel, member, stream)
-        if message.header:
-            opening = await self._database.call(self._ledger.opening, channel.name, grant.ref.stream)
+        opening = await self._database.call(self._ledger.opening, channel.name, grant.ref.stream)
+        if message.header or (
+            opening is not None and header_length(opening.length, grant.ref.number, channel.lock) <= MAX_HEADER
+        ):  # only who has the object, or had it, knows its header
             try:
                 decode_header(
                     message.header, stream=stream, lock=channel.lock, number=grant.ref.number, opening=opening
                 )
             except Corrupt as error:
-                await self._fail(grant, error, now)
-                await self._strike(channel, member.node.public, "bad-header", now)
+                await self._arbiter.fail(grant, error, now)
+                await self._arbiter.strike(channel, member.node.public, "bad-header", now)
                 raise
         view = await self._database.call(
             self._ledger.accept,
             message.grant,
             member.node.public,
             message.digest,
-            now + self.settings.lease,
-            now + self.settings.put_url,
+            now + self._settings.lease,
+            now + self._settings.put_url,
             now,
         )
         if view.record.tombstone:
             await self._keeper.clear_tombstone(channel, grant.ref)
-        length = grant.length
-        put = await channel.bucket.sign_put(channel.key(grant.ref), length, message.digest, int(self.settings.put_url))
+        length, held = grant.length, view.grant or grant
+        life = max(int(held.put_until - now), 1)  # a repeated accept gets no later an end
+        put = await channel.bucket.sign_put(channel.key(grant.ref), length, message.digest, life)
         if view.grant is not None:
-            self.rounds.accepted(view.grant)
-            self._spawn(self._announce([view], now))
-        return AcceptReply(put=as_message(put, now), lease=int(self.settings.lease * 1000))
+            self._rounds.accepted(view.grant)
+            self._spawn(self._arbiter.announce([view], now))
+        return AcceptReply(put=as_message(put, now), lease=int(max(held.lease_until - now, 0.0) * 1000))
 
     async def progress(self, channel: OpenChannel, member: Member, message: Progress) -> Ack:
         """More bytes of a granted object went out."""
@@ -265,8 +249,8 @@ class Exchange:
             message.grant,
             member.node.public,
             message.sent,
-            self.settings.lease,
-            self.settings.floor_rate,
+            self._settings.lease,
+            self._settings.floor_rate,
             now,
         )
         if now >= self._news.get(grant.ref, 0.0) + PROGRESS_NEWS:
@@ -274,7 +258,7 @@ class Exchange:
                 self._news.clear()
             self._news[grant.ref] = now
             view = await self._database.call(self._ledger.view, grant.ref)
-            await self._announce([view], now)
+            await self._arbiter.announce([view], now)
         return Ack()
 
     async def done(self, channel: OpenChannel, member: Member, message: Done) -> Ack:
@@ -283,13 +267,13 @@ class Exchange:
         grant = await self._database.call(self._ledger.find_grant, message.grant)
         if grant is None or grant.ref.channel != channel.name or grant.node != member.node.public:
             raise Conflict("this grant is not yours", kind="stale-grant")
-        error = None if message.error is None else message.error.error()
+        error = None if message.error is None else _told(message.error)
         if not grant.accepted_at:
-            await self._fail(
+            await self._arbiter.fail(
                 grant, error or Corrupt("a grant was reported done that was never accepted"), self._clock()
             )
             return Ack()
-        await self.settle(grant, error)
+        await self._arbiter.settle(grant, error)
         return Ack()
 
     async def added(self, channel: OpenChannel, member: Member, message: Added) -> Ack:
@@ -301,9 +285,9 @@ class Exchange:
         await self._database.call(self._ledger.hold, channel.name, streams, member.node.public, now)
         for raw, opening in streams:
             for want in await self._database.call(self._ledger.wants, channel.name, raw, now):
-                effects = self.rounds.restored(want, channel.lock, opening, now)
-                self._spawn(self.perform(effects))
-            self._spawn(self.perform(self.rounds.came(channel.name, raw, member.node.public, opening, now)))
+                effects = self._rounds.restored(want, channel.lock, opening, now)
+                self._spawn(self._arbiter.perform(effects))
+            self._spawn(self._arbiter.perform(self._rounds.came(channel.name, raw, member.node.public, opening, now)))
         return Ack()
 
     async def open(self, channel: OpenChannel, member: Member, message: Open) -> OpenReply:
@@ -316,180 +300,7 @@ class Exchange:
         streams = tuple(dict.fromkeys(want.order.stream for _, want in page))
         return OpenReply(streams=streams, cursor=page[-1][0] if len(page) == limit else None)
 
-    # -- of its own accord --------------------------------------------------------------------------------------
-
-    async def restore(self) -> None:
-        """Begin the rounds of all wants that the ledger kept, after a start."""
-        after, now = 0, self._clock()
-        while page := await self._database.call(self._ledger.open_wants, now, None, after, 500):
-            for cursor, want in page:
-                after = cursor
-                try:
-                    channel = await self._channels.channel(want.order.channel)
-                except NotFound:
-                    continue
-                if want.order.lock != channel.lock.id:
-                    continue
-                opening = await self._database.call(self._ledger.opening, channel.name, want.order.stream)
-                await self.perform(self.rounds.restored(want, channel.lock, opening, now))
-
-    async def tick(self) -> float | None:
-        """Let time pass for the rounds; when they want it next."""
-        await self._carry_out(self.rounds.tick(self._clock()))
-        return self.rounds.timer()
-
-    async def lapse(self) -> int:
-        """End the leases that are over. What was uploaded all the same counts; the rest passes on."""
-        lapsed = await self._database.call(self._ledger.lapse, self._clock())
-        for grant in lapsed:
-            slow = RetryLater("the holder was too slow or went away", kind="holder-too-slow", node=grant.node)
-            await self._after(grant, slow)
-        return len(lapsed)
-
-    async def sweep(self) -> int:
-        """Bring to rest what a crash or a lost message left: reservations, evictions, tombstones."""
-        stale = await self._database.call(self._ledger.stale, self._clock(), self.settings.put_grace)
-        for record in stale:
-            view = await self._keeper.finish(record)
-            if view.record.status is ObjectStatus.READY:
-                await self.perform(self.rounds.arrived(record.ref, None, self._clock()))
-        return len(stale)
-
-    async def session_left(self, node: str, session: str) -> None:
-        """A session's connection ended: its leases are short now."""
-        now = self._clock()
-        end = now + self.settings.disconnect_grace
-        await self._database.call(self._ledger.shorten, node, session, end, now)
-
-    async def session_came(self, node: str, session: str) -> None:
-        """A session is (back) here: a planned reconnect costs it nothing."""
-        now = self._clock()
-        await self._database.call(self._ledger.restore, node, session, now + self.settings.lease, now)
-
-    async def settle(self, grant: GrantRecord, error: EntrepotError | None) -> None:
-        """Look where a grant's object should be; it is ready, or the grant has failed."""
-        now = self._clock()
-        look = await self._keeper.look(grant.ref)
-        if look.view.record.status is ObjectStatus.READY:
-            await self.perform(self.rounds.arrived(grant.ref, grant, now))
-            return
-        nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
-        if look.condemned is not None:
-            # The ledger took the grant for done before the header was read: only the rounds still count on it.
-            await self._condemned(look.condemned, now)
-            await self.perform(self.rounds.ended(grant, nothing, now))
-            return
-        await self._fail(grant, nothing, now)
-
-    async def perform(self, effects: Iterable[Effect]) -> None:
-        """Carry out what the rounds decided, and what follows from it; then have the timer looked at."""
-        await self._carry_out(effects)
-        self.woken.set()
-
-    async def _carry_out(self, effects: Iterable[Effect]) -> None:
-        waiting = list(effects)
-        for effect in waiting:
-            match effect:
-                case SendSeek():
-                    self._send_seek(effect)
-                case Propose(proposals):
-                    outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
-                    waiting += self.rounds.judged(outcomes, self._clock())
-                case SendGrant(grant, opening):
-                    self._send_grant(grant, opening)
-                case Announce(refs):
-                    views = await self._database.together(partial(self._views, refs))
-                    await self._announce(views, self._clock())
-                case Introduce(name, stream, opening):
-                    await self._database.call(self._ledger.learn, name, stream, opening)
-                    lock = (await self._channels.channel(name)).lock
-                    self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
-                case MakeRoom(name, short):
-                    self._spawn(self._make_room(name, short))
-
     # -- how ----------------------------------------------------------------------------------------------------
-
-    def _views(self, refs: Sequence[ObjectRef]) -> list[ObjectView]:
-        return [self._ledger.view(ref) for ref in refs]
-
-    async def _make_room(self, name: str, short: int) -> None:
-        if name in self._making_room:
-            return
-        self._making_room.add(name)
-        try:
-            gone = await self._keeper.make_room(name, short)
-        finally:
-            self._making_room.discard(name)
-        effects: list[Effect] = []
-        for ref in gone:
-            effects += self.rounds.vanished(ref, self._clock())
-        if gone:
-            effects += self.rounds.roomier(name, self._clock())
-        await self.perform(effects)
-
-    async def _after(self, grant: GrantRecord, error: EntrepotError) -> None:
-        """A grant ended in the ledger already: look whether its object is there all the same."""
-        if grant.accepted_at:
-            look = await self._keeper.look(grant.ref)
-            if look.view.record.status is ObjectStatus.READY:
-                await self.perform(self.rounds.arrived(grant.ref, grant, self._clock()))
-                return
-            if look.condemned is not None:
-                await self._condemned(look.condemned, self._clock())
-        await self.perform(self.rounds.ended(grant, error, self._clock()))
-
-    async def _fail(self, grant: GrantRecord, error: EntrepotError, now: float) -> None:
-        ended = await self._database.call(self._ledger.end_grant, grant.grant, GrantStatus.FAILED, error.kind, now)
-        if ended is not None:
-            await self.perform(self.rounds.ended(ended, error, now))
-
-    async def _announce(self, views: Sequence[ObjectView], now: float) -> None:
-        """Tell the readers of a stream, and lend what they are told to read."""
-        if not views:
-            return
-        channel = await self._channels.channel(views[0].record.ref.channel)
-        until = now + self.settings.read_lease
-        for view in views:
-            if view.record.status is ObjectStatus.READY:
-                nodes = self.rounds.interested(view.record.ref, now)
-                if nodes:
-                    await self._database.call(self._ledger.lend, [view.record.ref], nodes, until, now)
-        states = tuple([await self._state(channel, view, now, for_reader=True) for view in views[:MAX_OBJECTS]])
-        ref = views[0].record.ref
-        self._tell(channel.name, State(lock=ref.lock, stream=ref.stream, objects=states))
-
-    async def _state(self, channel: OpenChannel, view: ObjectView, now: float, *, for_reader: bool) -> ObjectState:
-        record = view.record
-        if record.status is ObjectStatus.READY:
-            get = await self._urls.get(channel, record) if for_reader else None
-            return ObjectState(number=record.ref.number, state="ready", length=record.size, etag=record.etag, get=get)
-        if view.grant is not None and view.grant.status is GrantStatus.ACCEPTED:
-            return ObjectState(
-                number=record.ref.number, state="uploading", length=view.grant.length, sent=view.grant.sent
-            )
-        return ObjectState(number=record.ref.number, state="seeking")
-
-    def _tell(self, channel: str, state: State) -> None:
-        self._publish(subjects.state(channel, state.stream.hex()), state)
-
-    def _send_seek(self, effect: SendSeek) -> None:
-        seek = Seek(lock=effect.lock.id, stream=effect.stream, hub=self.instance, sample=effect.sample)
-        if effect.nodes is None:
-            self._publish(subjects.channel_seek(effect.channel), seek)
-        for node in effect.nodes or ():
-            self._publish(subjects.node_seek(node), seek)
-
-    def _send_grant(self, grant: GrantRecord, opening: Opening) -> None:
-        lease = max(grant.lease_until - self._clock(), 0.0)
-        message = Grant(
-            lock=grant.ref.lock,
-            stream=grant.ref.stream,
-            number=grant.ref.number,
-            grant=grant.grant,
-            opening=opening.encode(),
-            lease=int(lease * 1000),
-        )
-        self._publish(subjects.grant(grant.node, grant.session), message)
 
     async def _read_only(self, channel: OpenChannel, member: Member, message: Want) -> WantReply:
         """A member who may only read gets what the bucket has, and is told so otherwise."""
@@ -499,17 +310,17 @@ class Exchange:
         opening = await self._database.call(self._ledger.opening, channel.name, message.stream)
         numbers = self._numbers(channel, opening, check_pairs(message.ranges), message.window)
         refs = [ObjectRef(channel.name, channel.lock.id, message.stream, number) for number in numbers]
-        views = await self._database.together(partial(self._views, refs))
+        views = await self._database.together(partial(self._arbiter.views, refs))
         if opening is None or any(view.record.status is not ObjectStatus.READY for view in views):
             raise Denied(
                 "this is not in the bucket, and this node may only read what is there",
                 kind="no-right",
                 hint="Ask the channel's owner for the right to request.",
             )
-        until = now + self.settings.read_lease
+        until = now + self._settings.read_lease
         await self._database.call(self._ledger.lend, refs, [member.node.public], until, now)
-        states = tuple([await self._state(channel, view, now, for_reader=True) for view in views])
-        return WantReply(opening=opening.encode(), objects=states, again_in=int(self.settings.again_most * 1000))
+        states = tuple([await self._arbiter.state(channel, view) for view in views])
+        return WantReply(opening=opening.encode(), objects=states, again_in=int(self._settings.again_most * 1000))
 
     def _numbers(
         self, channel: OpenChannel, opening: Opening | None, ranges: Sequence[tuple[int, int]], window: int
@@ -521,7 +332,7 @@ class Exchange:
     def _patience(self, order: WantOrder, now: float) -> float:
         """Nobody offers it: ask less and less often, but not past a quarter of the time that is left."""
         left = max(order.until - now, 0.0)
-        return min(max(self.settings.again, left / 4), self.settings.again_most)
+        return min(max(self._settings.again, left / 4), self._settings.again_most)
 
     async def _note_holder(
         self, channel: OpenChannel, member: Member, stream: bytes, opening: Opening, now: float
@@ -534,15 +345,6 @@ class Exchange:
         self._holders[key] = now
         await self._database.call(self._ledger.hold, channel.name, [(stream, opening)], member.node.public, now)
 
-    async def _condemned(self, record: ObjectRecord, now: float) -> None:
-        """An object was bad: its uploader gets a strike and is not asked for the stream for a while."""
-        if record.uploader is not None:
-            self.rounds.excluded(record.ref.channel, record.ref.stream, record.uploader, now)
-            await self._database.call(self._ledger.strike, record.ref.channel, record.uploader, "bad-object", now)
-
-    async def _strike(self, channel: OpenChannel, node: str, reason: str, now: float) -> None:
-        await self._database.call(self._ledger.strike, channel.name, node, reason, now)
-
     def _provable(self, channel: OpenChannel, member: Member, lock: bytes, raw: bytes, opening: bytes) -> Opening:
         self._check_lock(channel, lock)
         stream = StreamId(raw)
@@ -550,6 +352,7 @@ class Exchange:
         found = Opening.decode(opening)
         if not found.proves(stream):
             raise Corrupt("this opening does not prove the stream id", kind="corrupt", stream=str(stream))
+        Geometry(found.length, channel.lock)  # a length that has no objects under the lock never gets further
         return found
 
     @staticmethod
@@ -562,6 +365,20 @@ class Exchange:
         Exchange._check_lock(channel, message.lock)
         return ObjectRef(channel.name, channel.lock.id, message.stream, message.number)
 
+    def _allow_want(self, order: WantOrder, now: float) -> None:
+        """A node has so many wants at once: each is a round that the hub keeps, seeks for and looks at."""
+        wanted = self._wanted.setdefault((order.channel, order.node), {})
+        if order.stream not in wanted and len(wanted) >= WANTS:
+            for stream in [stream for stream, until in wanted.items() if until <= now]:
+                del wanted[stream]
+            if len(wanted) >= WANTS:
+                raise RetryLater(
+                    f"this node wants {WANTS} streams of {order.channel} already",
+                    kind="busy",
+                    hint="Fetch fewer at once, or stop some of what waits.",
+                )
+        wanted[order.stream] = order.until
+
     @staticmethod
     def _check_lock(channel: OpenChannel, lock: bytes) -> None:
         if lock != channel.lock.id:
@@ -571,3 +388,11 @@ class Exchange:
                 hint="Reconnect, so that the current lock is learned.",
                 lock=channel.lock.canonical().decode(),
             )
+
+
+def _told(reason: Reason) -> EntrepotError:
+    """Why a holder failed, in its words, for readers to see as such: they are no word of the hub, advise nothing and
+    cannot end a get."""
+    words = "".join(c if c.isprintable() else " " for c in reason.message[:_TOLD])
+    kind = reason.kind if isinstance(reason.error(), RetryLater) else "holder-too-slow"
+    return RetryLater(f"the holder could not upload it: {words}", kind=kind)

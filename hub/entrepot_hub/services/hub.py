@@ -30,6 +30,7 @@ from entrepot_hub.adapters.sql_ledger import SqlLedger
 from entrepot_hub.core.nats_identity import NatsIdentity
 from entrepot_hub.core.rounds import Rounds
 from entrepot_hub.services.administration import Administration
+from entrepot_hub.services.arbiter import Arbiter
 from entrepot_hub.services.background import Background
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels
@@ -160,7 +161,7 @@ class Hub:
             revocations=lambda: self._accounts.revocations,
         )
         keeper = BucketKeeper(database, ledger, channels, self._exchange_settings, time.time)
-        exchange = self._exchange = Exchange(
+        arbiter = self._arbiter = Arbiter(
             instance=self.instance,
             database=database,
             ledger=ledger,
@@ -172,7 +173,16 @@ class Hub:
             publish=self._publish,
             spawn=background.spawn,
         )
-        presence.serve(exchange)
+        exchange = self._exchange = Exchange(
+            arbiter,
+            database=database,
+            ledger=ledger,
+            channels=channels,
+            keeper=keeper,
+            clock=time.time,
+            spawn=background.spawn,
+        )
+        presence.serve(arbiter)
         for name, error in (await channels.open_all()).items():
             self._log.warning("bucket not opened", channel=name, kind=error.kind, why=error.message)
         await enter(bus)
@@ -181,10 +191,10 @@ class Hub:
         self._dispatcher = Dispatcher(bus, exchange, channels, presence, background.spawn)
         await self._dispatcher.start()
         await self._serve_web(vault, ledger, presence)
-        background.spawn(exchange.restore())
+        background.spawn(arbiter.restore())
         background.spawn(self._rounds_timer())
-        background.every(_LAPSE, exchange.lapse)
-        background.every(_SWEEP, exchange.sweep)
+        background.every(_LAPSE, arbiter.lapse)
+        background.every(_SWEEP, arbiter.sweep)
         background.every(_SEEN, self._note_seen)
         background.every(_PRUNE, lambda: database.call(ledger.prune, time.time() - _HISTORY))
 
@@ -243,7 +253,7 @@ class Hub:
             await self._accounts.revoke(node)
         finally:
             await self._save_revocations()
-        await self._exchange.expelled(node, channel)
+        await self._arbiter.expelled(node, channel)
 
     async def on_granted(self, node: str, channel: str | None) -> None:
         """A node gained rights: they count from its next session on."""
@@ -258,13 +268,20 @@ class Hub:
 
     async def _rounds_timer(self) -> None:
         """Let time pass for the rounds exactly when they want it."""
+        due: float | None = None
+
+        async def tick() -> None:
+            nonlocal due
+            due = await self._arbiter.tick()
+
         while True:
-            self._exchange.woken.clear()
-            due = await self._exchange.tick()
+            self._arbiter.woken.clear()
+            due = None
+            await self._background.guard(tick())  # a database that is away for a moment must not stop it for good
             pause = _TICK if due is None else min(max(due - time.time(), 0.001), _TICK)
             try:
                 async with asyncio.timeout(pause):
-                    await self._exchange.woken.wait()
+                    await self._arbiter.woken.wait()
             except TimeoutError:
                 continue
 

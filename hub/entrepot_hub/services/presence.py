@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from entrepot_hub.adapters.accounts import ConnectionEvent
-from entrepot_hub.services.exchange import Exchange
+from entrepot_hub.services.arbiter import Arbiter
 
 #: A node that was heard so many seconds ago counts as online where no event told otherwise (a hub that was restarted
 #: beside a running NATS server sees no connects).
@@ -21,7 +21,7 @@ class Presence:
         self,
         *,
         clock: Callable[[], float],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         grace: float,
         revocations: Callable[[], Mapping[str, int]],
     ) -> None:
@@ -31,11 +31,11 @@ class Presence:
         self._revocations = revocations
         self._connections: dict[tuple[str, str], set[str]] = {}
         self._heard: dict[str, float] = {}
-        self._exchange: Exchange | None = None
+        self._arbiter: Arbiter | None = None
 
-    def serve(self, exchange: Exchange) -> None:
-        """Tell this exchange from now on."""
-        self._exchange = exchange
+    def serve(self, arbiter: Arbiter) -> None:
+        """Tell this arbiter from now on."""
+        self._arbiter = arbiter
 
     def online(self, node: str) -> bool:
         """Whether a session of this node is connected, as far as is known."""
@@ -80,14 +80,14 @@ class Presence:
             self._spawn(self._left(*key))
 
     async def _came(self, node: str, session: str) -> None:
-        if self._exchange is not None:
-            await self._exchange.session_came(node, session)
+        if self._arbiter is not None:
+            await self._arbiter.session_came(node, session)
 
     async def _left(self, node: str, session: str) -> None:
-        if self._exchange is None:
+        if self._arbiter is None:
             return
-        await self._exchange.session_left(node, session)
+        await self._arbiter.session_left(node, session)
         await asyncio.sleep(self._grace)
         if (node, session) not in self._connections:
-            self._exchange.rounds.departed((node, session), self._clock())
-            await self._exchange.session_left(node, session)  # grants that were on their way when it left
+            self._arbiter.rounds.departed((node, session), self._clock())
+            await self._arbiter.session_left(node, session)  # grants that were on their way when it left

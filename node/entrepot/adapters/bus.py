@@ -349,7 +349,7 @@ class Bus:
                 RetryLater(
                     "the hub is not listening",
                     kind="hub-unreachable",
-                    hint="the bus works, but no hub is connected to it: is the hub running?",
+                    hint="The bus works, but no hub is connected to it: is the hub running?",
                 )
             )
         else:
@@ -551,6 +551,6 @@ def _no_right(what: str, subject: str) -> Denied:
     return Denied(
         f"this node may not {what} {subject}",
         kind="no-right",
-        hint="ask the channel's owner for the right",
+        hint="Ask the channel's owner for the right",
         subject=subject,
     )

@@ -240,7 +240,7 @@ def _translate(error: Exception, server: str) -> EntrepotError:
             return RetryLater(
                 f"the bus at {server} cannot be used: {text}",
                 kind="bus-unreachable",
-                hint="the connection is tried again by itself; check the network and the hub if it stays so",
+                hint="The connection is tried again by itself; check the network and the hub if it stays so",
                 server=server,
             )
 

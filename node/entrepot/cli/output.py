@@ -12,6 +12,7 @@ import enum
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Final, TextIO
 import typer
 
 from entrepot.core.errors import EntrepotError, RetryLater, to_wire
+from entrepot.core.units import format_duration
 
 #: Exit code of a command that was interrupted by Ctrl-C: 128 + SIGINT, as shells have it.
 INTERRUPTED: Final = 130
@@ -102,9 +104,17 @@ def fail(error: EntrepotError, *, as_json: bool) -> int:
 def tell(error: EntrepotError, about: str | None = None) -> None:
     """The error in one sentence and its hint in another line, on stderr."""
     lead = "" if about is None or about in error.message else f"{about}: "
-    write(sys.stderr, f"entrepot: {lead}{one_line(error.message)}")
+    write(sys.stderr, f"entrepot: {lead}{one_line(error.message)}{_seen(error)}")
     if error.hint:
         write(sys.stderr, f"  {one_line(error.hint)}")
+
+
+def _seen(error: EntrepotError) -> str:
+    """When who had it last was last there, where that is known."""
+    seen = error.data.get("last_seen")
+    if isinstance(seen, bool) or not isinstance(seen, (int, float)):
+        return ""
+    return f", last seen {format_duration(max(time.time() - seen, 0))} ago"
 
 
 def show_trace(error: BaseException) -> None:

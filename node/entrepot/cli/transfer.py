@@ -27,7 +27,11 @@ TIMEOUT = "60s"
 
 
 def add(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files to share. They stay where they are.")],
+    paths: Annotated[
+        list[Path],
+        # Whether it can be read is told file by file, with our own reason.
+        typer.Argument(metavar="PATH", readable=False, help="Files to share. They stay where they are."),
+    ],
     channel: Channel = None,
     hub: Hub = None,
     copy: Annotated[bool, typer.Option("--copy", help="Keep a copy in the store: the file may then change.")] = False,

@@ -49,7 +49,7 @@ class Geometry:
                 raise InvalidInput(
                     f"a stream of {self.length} bytes has too many miniblocks for one object",
                     kind="unsupported",
-                    hint="use a channel with larger miniblocks or with objects of a fixed size",
+                    hint="Use a channel with larger miniblocks or with objects of a fixed size",
                 )
             per_object, objects = max(count, 1), min(count, 1)
         else:
@@ -59,7 +59,7 @@ class Geometry:
                 raise InvalidInput(
                     f"a stream of {self.length} bytes has too many objects",
                     kind="unsupported",
-                    hint="use a channel with larger objects",
+                    hint="Use a channel with larger objects",
                 )
         values = {
             "depth": top,

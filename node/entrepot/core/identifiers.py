@@ -71,7 +71,7 @@ class StreamId:
             raise InvalidInput(
                 f"a stream id cannot begin with {self.raw[0]:02x}",
                 kind="invalid-id",
-                hint="files begin with ff, feeds with fe, results with fd, trees with fc",
+                hint="Files begin with ff, feeds with fe, results with fd, trees with fc",
             )
 
     @classmethod

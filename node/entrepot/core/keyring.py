@@ -80,7 +80,7 @@ def sign_nonce(key: SigningKey, nonce: str) -> bytes:
         raise InvalidInput(
             "the NATS server asked for the signature of something that is not a nonce",
             kind="invalid-message",
-            hint="the server at this address is not an honest NATS server: check the hub's NATS URL",
+            hint="The server at this address is not an honest NATS server: check the hub's NATS URL",
         )
     return key.sign(nonce.encode("ascii"))
 

@@ -35,7 +35,7 @@ def check_prefix(prefix: str) -> str:
             raise InvalidInput(
                 f"{prefix!r} cannot be a bucket prefix",
                 kind="invalid-key",
-                hint="use letters, digits and . _ ~ - in segments joined by single slashes",
+                hint="Use letters, digits and . _ ~ - in segments joined by single slashes",
             )
     return prefix
 

@@ -50,9 +50,9 @@ class SchemaLock:
         if type(self.channel) is not str or not is_channel(self.channel):
             raise _invalid("a channel's name is 1 to 32 of a-z and 0-9")
         if type(self.format) is not int or self.format not in FORMATS:
-            raise _invalid(f"object format {self.format!r} is not known", hint="a newer entrepot may know it")
+            raise _invalid(f"object format {self.format!r} is not known", hint="A newer entrepot may know it")
         if type(self.codec) is not str or self.codec not in CODECS:
-            raise _invalid(f"codec {self.codec!r} is not known", hint="a newer entrepot may know it")
+            raise _invalid(f"codec {self.codec!r} is not known", hint="A newer entrepot may know it")
         if (
             type(self.miniblock) is not int
             or not MIN_MINIBLOCK <= self.miniblock <= MAX_MINIBLOCK

@@ -56,9 +56,9 @@ def parse_duration(text: str) -> float:
             seconds += int(found[1]) * _SECONDS[found[2]]
             at, last = found.end(), rank
         if at < len(text) or not text:
-            raise _invalid(f"{text[:40]!r} is not a duration", "write it like 45s, 10m, 7d or 1h30m")
+            raise _invalid(f"{text[:40]!r} is not a duration", "Write it like 45s, 10m, 7d or 1h30m")
     if seconds > MAX_SECONDS:
-        raise _invalid(f"{text!r} is too long", "the longest duration is ten years")
+        raise _invalid(f"{text!r} is too long", "The longest duration is ten years")
     return seconds
 
 
@@ -69,15 +69,15 @@ def parse_span(text: str) -> tuple[int, int | None]:
     """
     found = _SPAN.fullmatch(text)
     if found is None:
-        raise _invalid(f"{text[:60]!r} is not a range of bytes", "write the first and the last byte, like 0-1023")
+        raise _invalid(f"{text[:60]!r} is not a range of bytes", "Write the first and the last byte, like 0-1023")
     first = int(found[1])
     if first > MAX_SIZE:
-        raise _invalid(f"the range {text} begins too far out", "the largest offset is 2^63 - 1")
+        raise _invalid(f"the range {text} begins too far out", "The largest offset is 2^63 - 1")
     if found[2] is None:
         return first, None
     last = int(found[2])
     if last < first:
-        raise _invalid(f"the range {text} ends before it begins", "write the first and the last byte, like 0-1023")
+        raise _invalid(f"the range {text} ends before it begins", "Write the first and the last byte, like 0-1023")
     return first, min(last, MAX_SIZE) - first + 1
 
 

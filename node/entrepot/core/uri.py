@@ -41,7 +41,7 @@ def check_hub(hub: str) -> str:
     if found is None or not _is_host(found[1]) or (found[2] is not None and int(found[2]) > 65535):
         raise _invalid(
             f"{hub!r} is not a hub's host and port",
-            hint="write it in lower case, for example hub.example.org, 192.0.2.1:8080 or [2001:db8::1]:8080",
+            hint="Write it in lower case, for example hub.example.org, 192.0.2.1:8080 or [2001:db8::1]:8080",
         )
     return hub
 
@@ -115,7 +115,7 @@ class StreamUri:
         if not text.startswith(SCHEME):
             raise _invalid(
                 f"not an entrepot URI: {text[:80]!r}",
-                hint="it looks like entrepot://channel@hub.example.org/ff0123.../name",
+                hint="It looks like entrepot://channel@hub.example.org/ff0123.../name",
             )
         authority, slash, path = text[len(SCHEME) :].partition("/")
         channel, at, hub = authority.partition("@")
@@ -135,7 +135,7 @@ def _read_name(written: str) -> str:
     if _WRITTEN_NAME.fullmatch(written) is None:
         raise _invalid(
             "the file name in the URI is not percent-encoded, or something follows it",
-            hint="a URI has no query and no fragment; it ends after one file name",
+            hint="A URI has no query and no fragment; it ends after one file name",
         )
     try:
         return check_name(unquote_to_bytes(written).decode())

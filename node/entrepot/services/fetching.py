@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from entrepot.adapters.store import Fetch as StoreFetch
 from entrepot.adapters.store import Store
 from entrepot.adapters.transfer import SignedRequest, Transfers
-from entrepot.core.errors import Conflict, EntrepotError
+from entrepot.core.errors import Conflict, Denied, EntrepotError
 from entrepot.core.exchange.requester import (
     Ask,
     Effect,
@@ -126,8 +126,9 @@ class Getter:
                 self._group = group
                 timer = group.create_task(self._driver.run())
                 try:
-                    self._driver.feed(self._machine.start)
-                    error = await self._end
+                    with self._session.following(self._check_right):
+                        self._driver.feed(self._machine.start)
+                        error = await self._end
                 except asyncio.CancelledError:
                     self._driver.feed(lambda now: self._machine.cancel())
                     raise
@@ -150,6 +151,21 @@ class Getter:
         return Fetched(opening, self._fetched_bytes, self._from_bucket_bytes, self._objects, complete)
 
     # -- what happened ------------------------------------------------------------------------------------------
+
+    def _check_right(self) -> None:
+        """A node that lost its right hears no refusal on the bus, only silence; and URLs it has go on for a while."""
+        known = self._session.channels.get(self._channel.name)
+        if self._session.expelled is not None:
+            self._abort(self._session.expelled)
+        elif known is None or not known.reads:
+            self._abort(
+                Denied(
+                    f"this node may not fetch from {self._channel.name} any more",
+                    kind="revoked",
+                    hint="Ask the channel's owner.",
+                    channel=self._channel.name,
+                )
+            )
 
     def _heard(self, state: State) -> None:
         self._note(state.objects)

@@ -284,7 +284,7 @@ class Node:
         hub meanwhile. Raises ``exists`` without ``force``, ``no-such-file`` for an output without a folder.
         """
         meant = await self._meant(target, channel, hub)
-        path = Path(output) if output is not None else Path(meant.name or meant.stream.hex)
+        path = Path(output) if output is not None else _named(meant.name or meant.stream.hex)
         await asyncio.to_thread(_check_output, path, force)
         async with self._getting.setdefault(meant.stream, asyncio.Lock()):
             try:
@@ -578,6 +578,18 @@ def _check_output(path: Path, force: bool) -> None:
             )
         if not path.absolute().parent.is_dir():
             raise NotFound(f"there is no folder {path.absolute().parent}", kind="no-such-file", path=str(path))
+
+
+def _named(name: str) -> Path:
+    """A file in the folder one is in, under the name that came with a URI: by whoever made the URI, so never one
+    that programs read unasked (``.bashrc``) or take for an option."""
+    if name.startswith((".", "-")):
+        raise InvalidInput(
+            f"the file is called {name}, and the URI's word is not enough to make such a file",
+            hint="Name it yourself, with -o.",
+            name=name,
+        )
+    return Path(name)
 
 
 def _machine_name() -> str:

@@ -262,7 +262,7 @@ class Providing:
         try:
             holding = await self._store.holds(stream, channel.scope, channel.lock)
             if holding is None or not holds(holding.objects, grant.number):
-                raise NotFound("this node does not hold the object in this channel", kind="no-such-object")
+                raise await self._lacking(stream, channel)
             job.source = source = await self._store.object_source(stream, channel.lock, grant.number)
         except EntrepotError as error:
             self._fail(error)
@@ -270,6 +270,18 @@ class Providing:
             self._feed(lambda now: self._machine.unprepared(grant.grant, reason, now))
         else:
             self._feed(lambda now: self._machine.prepared(grant.grant, source.header, source.digest, now))
+
+    async def _lacking(self, stream: StreamId, channel: JoinedChannel) -> EntrepotError:
+        """Why nothing of the stream is held (any more); it is told to whoever waits for it."""
+        with contextlib.suppress(EntrepotError):
+            entry = await self._store.entry(stream)
+            if entry.stale and channel.scope in entry.scopes:
+                return Conflict(
+                    f"{entry.name} was changed or removed at its holder since it was added",
+                    kind="changed",
+                    hint="Its new content has another stream id: ask for a new URI.",
+                )
+        return NotFound("the holder does not hold this object in this channel", kind="no-such-object")
 
     async def _accept(self, accept: Accept) -> None:
         job = self._jobs.get(accept.grant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -70,6 +70,7 @@ class Session:
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
         self._unknown: set[bytes] = set()
+        self._followers: list[Callable[[], None]] = []
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,11 @@ class Session:
         seconds = self._settings.session.connect_patience if patience is None else patience
         await self.bus.wait_connected(seconds)
 
+    @property
+    def expelled(self) -> EntrepotError | None:
+        """Why the hub does not let this node in any more; None while it does."""
+        return self._ended.result() if self._ended is not None and self._ended.done() else None
+
     async def ended(self) -> EntrepotError:
         """Return, with the reason, when the hub does not let this node in any more."""
         assert self._ended is not None
@@ -174,6 +180,16 @@ class Session:
                 channel=name,
             )
         return found
+
+    @contextlib.contextmanager
+    def following(self, handler: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, have ``handler`` called when the channels, their locks or rights became others, and
+        when the hub does not let this node in any more."""
+        self._followers.append(handler)
+        try:
+            yield
+        finally:
+            self._followers.remove(handler)
 
     def of_lock(self, lock: bytes) -> JoinedChannel | None:
         """The channel whose current schema lock has this id. An unknown one has the channels asked for again."""
@@ -229,6 +245,11 @@ class Session:
             await self._hubs.put(self.hub)
         if self.on_channels is not None:
             self.on_channels()
+        self._tell_followers()
+
+    def _tell_followers(self) -> None:
+        for handler in tuple(self._followers):
+            handler()
 
     def _credentials(self) -> Credentials:
         assert self._info is not None
@@ -326,6 +347,7 @@ class Session:
     def _went_down(self, reason: EntrepotError) -> None:
         if self.bus.state is BusState.REVOKED and self._ended is not None and not self._ended.done():
             self._ended.set_result(reason if isinstance(reason, Denied) else Denied(reason.message, kind="revoked"))
+            self._tell_followers()
 
     def _failed(self, error: EntrepotError, where: str) -> None:
         self.refused += 1

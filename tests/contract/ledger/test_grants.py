@@ -132,12 +132,12 @@ def test_a_lease_never_outlives_its_url(ledger: Ledger) -> None:
     assert ledger.progress(grant.grant, "A", 50, 100.0, 0.0, 12.0).lease_until == 30.0
 
 
-def test_repeating_an_accept_renews(ledger: Ledger) -> None:
-    """The same digest again gives a later end; the end of a URL is never lowered."""
+def test_repeating_an_accept_renews_nothing(ledger: Ledger) -> None:
+    """The same digest again gives the same grant: neither its lease nor its URL lasts longer for it."""
     grant = uploading(ledger, ref())
     view = ledger.accept(grant.grant, "A", DIGEST, 25.0, 800.0, 15.0)
     assert view.grant is not None
-    assert (view.grant.lease_until, view.grant.put_until, view.record.put_until) == (25.0, 900.0, 900.0)
+    assert (view.grant.lease_until, view.grant.put_until, view.record.put_until) == (20.0, 900.0, 900.0)
     assert view.grant.accepted_at == 10.0
 
 

@@ -385,8 +385,8 @@ async def test_a_bad_object_is_judged_quarantined_and_replaced(grid: Grid, conte
     await second.offer(content, await second.sought(content))
     grant = await until(lambda: next(iter(second.grants + holder.grants[seen:]), None))
     assert grant is not None
-    assert grant in second.grants  # whoever uploaded the bad one is not asked for a while
-    await second.upload(content, grant)
+    # The bucket altered it (its digest is not the granted one), so nobody is to blame: either holder may be asked.
+    await (second if grant in second.grants else holder).upload(content, grant)
     await ready(reader, content, 1)
 
 

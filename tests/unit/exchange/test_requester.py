@@ -203,16 +203,29 @@ def test_a_bad_object_is_reported_and_asked_for_again() -> None:
 
 
 def test_a_reader_gives_up_on_an_object_that_stays_bad() -> None:
-    """Five corrupt copies of one object end the get as corrupt."""
+    """Five different copies of one object that are all corrupt end the get as corrupt."""
     requester = make()
     requester.begin(((0, 11),), 0.0)
     corrupt = Corrupt("does not verify", kind="corrupt-object")
-    effects: list[Effect] = requester.replied(WantReply(objects=(ready(0),)), 0.1)
-    for attempt in range(5):
+    effects: list[Effect] = requester.replied(WantReply(objects=(ready(0, "copy0"),)), 0.1)
+    for attempt in range(1, 6):
         assert not requester.ended
         effects = requester.fetch_failed(0, corrupt, 1.0 + attempt)
-        requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=(ready(0),)), 1.5 + attempt)
+        requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=(ready(0, f"copy{attempt}"),)), 1.5 + attempt)
     assert isinstance(one(Fail, effects).error, Corrupt)
+
+
+def test_the_same_bad_copy_again_leaves_the_hub_time_to_judge() -> None:
+    """Meeting one corrupt copy many times is no new evidence: the deadline ends it, with that reason."""
+    requester = make(deadline=30.0)
+    requester.begin(((0, 11),), 0.0)
+    corrupt = Corrupt("does not verify", kind="corrupt-object")
+    requester.replied(WantReply(objects=(ready(0),)), 0.1)
+    for attempt in range(20):
+        requester.fetch_failed(0, corrupt, 1.0 + attempt)
+        requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=(ready(0),)), 1.5 + attempt)
+    assert not requester.ended
+    assert isinstance(one(Fail, requester.tick(30.0)).error, Corrupt)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,15 @@ from entrepot.core.errors import Corrupt, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
+from entrepot_hub.core.effects import (
+    Announce,
+    Effect,
+    Introduce,
+    MakeRoom,
+    Propose,
+    SendGrant,
+    SendSeek,
+)
 from entrepot_hub.core.ledger import (
     GrantOutcome,
     GrantRecord,
@@ -26,17 +35,8 @@ from entrepot_hub.core.ledger import (
     WantOrder,
     WantRecord,
 )
-from entrepot_hub.core.rounds import (
-    ASKER_LIFE,
-    Announce,
-    Effect,
-    Introduce,
-    MakeRoom,
-    Propose,
-    Rounds,
-    SendGrant,
-    SendSeek,
-)
+from entrepot_hub.core.round import ASKER_LIFE
+from entrepot_hub.core.rounds import Rounds
 
 LOCK = SchemaLock("demo")
 OPENING = Opening(20 * LOCK.object, b"\x07" * 32)

@@ -45,14 +45,14 @@ def translated(subject: object) -> Iterator[None]:
                 raise RetryLater(
                     "the bucket's disk is full",
                     kind="disk-full",
-                    hint="make room or lower the quotas",
+                    hint="Make room or lower the quotas",
                     **about,
                 ) from error
             case errno.EACCES | errno.EPERM | errno.EROFS:
                 raise Denied(
                     f"the bucket's folder may not be used: {reason}",
                     kind="unreadable",
-                    hint="give the hub's user the right to read and write there",
+                    hint="Give the hub's user the right to read and write there",
                     **about,
                 ) from error
             case errno.ENOTDIR | errno.EISDIR | errno.ENAMETOOLONG:

@@ -91,7 +91,7 @@ class FolderFiles:
                     raise InvalidInput(
                         f"the file system of {self._root} has no hard links",
                         kind="invalid-setting",
-                        hint="keep the bucket on a local file system such as ext4, XFS, ZFS or APFS",
+                        hint="Keep the bucket on a local file system such as ext4, XFS, ZFS or APFS",
                     ) from error
                 twin.unlink()
         return self.sweep(older_than)
@@ -331,7 +331,7 @@ class FolderFiles:
             raise RetryLater(
                 "the bucket's folder is not there",
                 kind="bucket-unreachable",
-                hint="mount the disk, or make the folder",
+                hint="Mount the disk, or make the folder",
                 path=str(self._root),
             )
 

@@ -99,7 +99,7 @@ class UrlSigner:
             raise Denied(
                 "the URL's time is over",
                 kind="expired",
-                hint="ask the hub for a new one; if that is new, compare the clocks",
+                hint="Ask the hub for a new one; if that is new, compare the clocks",
                 expires=permission.expires,
             )
 

@@ -172,5 +172,5 @@ def _bad(reason: str) -> InvalidInput:
     return InvalidInput(
         f"this is no bucket's URL: {reason}",
         kind="invalid-setting",
-        hint="for example file:///srv/entrepot or s3://bucket/prefix?region=eu-central-1",
+        hint="For example file:///srv/entrepot or s3://bucket/prefix?region=eu-central-1",
     )

@@ -219,7 +219,7 @@ def _refusal(answer: Answer) -> Denied | RetryLater | InvalidInput:
     if answer.status in {401, 403}:
         return Denied(
             f"the bucket refuses a signed upload: {text}",
-            hint="the key needs PutObject; the region must be the bucket's; clocks must agree",
+            hint="The key needs PutObject; the region must be the bucket's; clocks must agree",
             status=answer.status,
         )
     if answer.status == 0 or answer.status >= 500:

@@ -212,8 +212,13 @@ class S3Bucket:
         options: dict[str, Any] = {}
         if self._settings.endpoint is None and self._settings.region != "us-east-1":
             options["CreateBucketConfiguration"] = {"LocationConstraint": self._settings.region}
-        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        try:
             client.create_bucket(Bucket=self._settings.bucket, **options)
+        except ClientError as error:
+            if code_of(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                raise
+            # Made meanwhile; by whom shows in whether it can be used.
+            client.list_objects_v2(Bucket=self._settings.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def _head(self, key: str) -> Head | None:
         try:
@@ -441,7 +446,7 @@ def _said(answer: Mapping[str, Any], name: str) -> Any:
         raise RetryLater(
             f"what answers at the bucket's endpoint leaves out {name}",
             kind="bucket-unreachable",
-            hint="is it an S3 server?",
+            hint="Is it an S3 server?",
         ) from error
 
 

@@ -44,21 +44,21 @@ def _from_answer(error: ClientError, bucket: str) -> EntrepotError:
         return InvalidInput(f"there is no bucket {bucket!r} at this endpoint", kind="invalid-setting", **about)
     if code == "RequestTimeTooSkewed":
         return Denied(
-            "the bucket's clock and the hub's differ too much", kind="clock-skew", hint="set the hub's clock", **about
+            "the bucket's clock and the hub's differ too much", kind="clock-skew", hint="Set the hub's clock", **about
         )
     if code in {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}:
         return InvalidInput(
-            "the bucket is in another region", kind="invalid-setting", hint="state its region in its URL", **about
+            "the bucket is in another region", kind="invalid-setting", hint="State its region in its URL", **about
         )
     if code in _WRONG_KEYS:
-        return Denied("the bucket does not accept the hub's key", hint="give the hub a valid key pair", **about)
+        return Denied("the bucket does not accept the hub's key", hint="Give the hub a valid key pair", **about)
     match status:
         case 404:
             return NotFound("there is no such object", kind="no-such-object", **about)
         case 401 | 403:
             return Denied(
                 "the bucket denies this to the hub's key",
-                hint="the key needs GetObject, PutObject, DeleteObject and, for reconciliation, ListBucket",
+                hint="The key needs GetObject, PutObject, DeleteObject and, for reconciliation, ListBucket",
                 **about,
             )
         case 412:

@@ -86,7 +86,7 @@ class S3Settings:
             raise InvalidInput(f"not a bucket's name: {self.bucket[:100]!a}", kind="invalid-setting")
         if not _REGION.fullmatch(self.region):
             raise InvalidInput(
-                f"not a region: {self.region[:100]!a}", kind="invalid-setting", hint="state one, 'auto' for R2"
+                f"not a region: {self.region[:100]!a}", kind="invalid-setting", hint="State one, 'auto' for R2"
             )
         for endpoint in (self.endpoint, self.public_endpoint):
             if endpoint is not None:

@@ -120,6 +120,18 @@ def refusal(host: str, response: http.client.HTTPResponse, body: bytes) -> Entre
     return unreachable(said, host, status=status, code=code)
 
 
+def error_body(response: http.client.HTTPResponse) -> bytes:
+    """The beginning of an error's text.
+
+    Into a buffer, for ``read(n)`` is not bounded by n: a chunk of a negative length has it read to the end of the
+    connection.
+    """
+    body, done = memoryview(bytearray(ERROR_BODY)), 0
+    while done < ERROR_BODY and (count := response.readinto(body[done:])):
+        done += count
+    return bytes(body[:done])
+
+
 def error_code(body: bytes) -> str | None:
     """The code in the XML that S3, GCS and Azure explain themselves with."""
     found = _CODE.search(body)
@@ -131,11 +143,11 @@ def retry_after(response: http.client.HTTPResponse) -> float | None:
     text = response.headers.get("Retry-After")
     if text is None:
         return None
-    if text.strip().isdigit():
+    if text.strip().isascii() and text.strip().isdigit():
         return float(text.strip()[:9])
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError, OSError):
         return None
 
 

@@ -20,6 +20,7 @@ from entrepot.core.errors import InvalidInput
 
 #: Servers close what idles for long; a connection older than this is not used again. Seconds.
 KEPT_FOR: Final = 20.0
+_UNSENT: Final = 256 << 10  # bytes that wait in the system's buffer to be sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,10 @@ class Connections:
         connection.http.connect()
         connection.socket.settimeout(self._settings.idle_timeout)
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            # What was handed to the system counts as sent, and a lease lives on that: on a slow line megabytes would
+            # seem sent that are not. What is on its way is not limited by this, so fast lines stay fast.
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         return connection
 
     def _kept(self, target: Target) -> Connection | None:

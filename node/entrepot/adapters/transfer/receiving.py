@@ -14,11 +14,11 @@ from typing import Final
 
 from entrepot.adapters.store.fetch import Fetch
 from entrepot.adapters.transfer.answers import (
-    ERROR_BODY,
     Setback,
     cancelled,
     content_length,
     content_range,
+    error_body,
     network_errors,
     refusal,
     unreachable,
@@ -148,7 +148,7 @@ def _check(
 ) -> Body:
     status = response.status
     if status not in (200, 206):
-        body = response.read(ERROR_BODY)
+        body = error_body(response)
         if status == 416:
             if response.headers.get("Content-Range", "").endswith("/0"):
                 raise _tombstone(download)

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from entrepot.adapters.files import identify_open, open_source, read_into
 from entrepot.adapters.store.records import ObjectSource
 from entrepot.adapters.transfer.answers import (
-    ERROR_BODY,
     Setback,
     cancelled,
+    error_body,
     network_errors,
     refusal,
     unreachable,
@@ -67,7 +67,7 @@ def put(
                 if found is None:
                     raise
                 early = response = found
-            body = response.read(ERROR_BODY)
+            body = error_body(response)
             outcome = _outcome(host, response, body, early is not None, attempt)
             if early is None and response.isclosed() and not response.will_close:
                 connections.give_back(connection)
@@ -146,8 +146,8 @@ def _send(
                 count = connection.socket.send(view)
                 view = view[count:]
                 sent += count
-        if progress is not None:
-            progress(sent)
+                if progress is not None:
+                    progress(sent)
     return None
 
 

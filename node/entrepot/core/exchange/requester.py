@@ -27,7 +27,8 @@ from entrepot.core.messages import (
 )
 from entrepot.core.ranges import MAX_PAIRS, Pair, as_set, common, front, less, rotated, without
 
-#: A reader meets so many corrupt copies of one object before it gives up.
+#: A reader meets so many corrupt copies (etags) of one object before it gives up; while it is the same one, the hub is
+#: given time to judge, and the deadline ends it.
 MAX_BAD = 5
 #: After so many unanswered wants the silence itself is the reason that is told.
 SILENCE = 3
@@ -123,7 +124,7 @@ class Requester:
         self._ask_at: float | None = None
         self._unanswered = 0
         self._troubles: dict[int, int] = {}
-        self._bads: dict[int, int] = {}
+        self._bads: dict[int, set[str | None]] = {}
         self._reason: EntrepotError | None = None
 
     # -- what happened ------------------------------------------------------------------------------------------
@@ -210,7 +211,8 @@ class Requester:
         effects: list[Effect] = []
         match error:
             case Corrupt():
-                self._bads[number] = self._bads.get(number, 0) + 1
+                copies = self._bads.setdefault(number, set())
+                copies.add(etag)
                 self._reason = error
                 block = error.data.get("miniblock")
                 effects.append(
@@ -225,14 +227,14 @@ class Requester:
                         ),
                     )
                 )
-                if self._bads[number] >= MAX_BAD:
+                if len(copies) >= MAX_BAD:
                     return effects + self._fail(error)
             case NotFound() | Conflict():
                 effects.append(
                     Tell("missing", Missing(lock=self._lock, stream=self.stream.raw, number=number, etag=etag))
                 )
             case Denied():
-                pass
+                self._reason = error
             case RetryLater() if error.kind != "disk-full":
                 self._reason = error
             case _:

@@ -1,0 +1,286 @@
+"""Carries out what the rounds decide, and what the hub does of its own accord.
+
+Decisions are made by the pure core (:mod:`entrepot_hub.core.rounds`, the rules of :mod:`entrepot_hub.core.ledger`); the
+arbiter asks the ledger, looks into the bucket, signs and publishes, and tells the rounds what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from entrepot.core import subjects
+from entrepot.core.errors import Corrupt, Denied, EntrepotError, NotFound, RetryLater
+from entrepot.core.exchange.settings import ExchangeSettings
+from entrepot.core.identifiers import Opening
+from entrepot.core.messages import MAX_OBJECTS, Grant, Message, ObjectState, Seek, State
+from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
+from entrepot_hub.core.ledger import GrantRecord, GrantStatus, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView
+from entrepot_hub.core.rounds import Rounds
+from entrepot_hub.core.transitions import STRIKE_WINDOW
+from entrepot_hub.services.bucket_keeper import BucketKeeper
+from entrepot_hub.services.channels import Channels, OpenChannel
+from entrepot_hub.services.urls import ReadUrls
+
+type Publish = Callable[[str, Message], None]
+type Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+#: A reporter with so many strikes in an hour has nothing looked into for that long.
+STRIKES = 3
+
+
+class Arbiter:
+    """One hub instance's. ``publish(subject, message)`` sends without waiting and may lose; ``spawn`` runs in the
+    background. ``woken`` is set whenever the rounds' timer may have moved."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        database: Database,
+        ledger: Ledger,
+        channels: Channels,
+        keeper: BucketKeeper,
+        rounds: Rounds,
+        settings: ExchangeSettings,
+        clock: Callable[[], float],
+        publish: Publish,
+        spawn: Spawn,
+    ) -> None:
+        self.instance = instance
+        self.rounds = rounds
+        self.settings = settings
+        self.woken = asyncio.Event()
+        self._database = database
+        self._ledger = ledger
+        self._channels = channels
+        self._keeper = keeper
+        self._clock = clock
+        self._publish = publish
+        self._spawn = spawn
+        self._urls = ReadUrls(clock, settings.get_url)
+        self._mute: dict[tuple[str, str], float] = {}
+        self._making_room: set[str] = set()
+
+    async def restore(self) -> None:
+        """Begin the rounds of all wants that the ledger kept, after a start."""
+        after, now = 0, self._clock()
+        while page := await self._database.call(self._ledger.open_wants, now, None, after, 500):
+            for cursor, want in page:
+                after = cursor
+                try:
+                    channel = await self._channels.channel(want.order.channel)
+                except NotFound:
+                    continue
+                if want.order.lock != channel.lock.id:
+                    continue
+                opening = await self._database.call(self._ledger.opening, channel.name, want.order.stream)
+                await self.perform(self.rounds.restored(want, channel.lock, opening, now))
+
+    async def tick(self) -> float | None:
+        """Let time pass for the rounds; when they want it next."""
+        await self._carry_out(self.rounds.tick(self._clock()))
+        return self.rounds.timer()
+
+    async def lapse(self) -> int:
+        """End the leases that are over. What was uploaded all the same counts; the rest passes on."""
+        lapsed = await self._database.call(self._ledger.lapse, self._clock())
+        for grant in lapsed:
+            slow = RetryLater("the holder was too slow or went away", kind="holder-too-slow", node=grant.node)
+            await self._after(grant, slow)
+        return len(lapsed)
+
+    async def sweep(self) -> int:
+        """Bring to rest what a crash or a lost message left: reservations, evictions, tombstones."""
+        stale = await self._database.call(self._ledger.stale, self._clock(), self.settings.put_grace)
+        for record in stale:
+            view = await self._keeper.finish(record)
+            if view.record.status is ObjectStatus.READY:
+                await self.perform(self.rounds.arrived(record.ref, None, self._clock()))
+        return len(stale)
+
+    async def session_left(self, node: str, session: str) -> None:
+        """A session's connection ended: its leases are short now."""
+        now = self._clock()
+        end = now + self.settings.disconnect_grace
+        await self._database.call(self._ledger.shorten, node, session, end, now)
+
+    async def session_came(self, node: str, session: str) -> None:
+        """A session is (back) here: a planned reconnect costs it nothing."""
+        now = self._clock()
+        await self._database.call(self._ledger.restore, node, session, now + self.settings.lease, now)
+
+    async def expelled(self, node: str, channel: str | None) -> None:
+        """A node lost rights, in this channel or (None) in all: what it was uploading passes on at once, and nothing is
+        uploaded for it."""
+        grants, wanted = self.rounds.expelled(node, channel)
+        for name, stream in wanted:
+            await self._database.call(self._ledger.unwant, name, stream, node)
+        for grant in grants:
+            error = Denied("the holder may not provide any more", kind="revoked", node=node)
+            ended = await self._database.call(
+                self._ledger.end_grant, grant.grant, GrantStatus.CANCELLED, error.kind, self._clock()
+            )
+            if ended is not None:
+                await self._after(ended, error)
+
+    async def settle(self, grant: GrantRecord, error: EntrepotError | None) -> None:
+        """Look where a grant's object should be; it is ready, or the grant has failed."""
+        now = self._clock()
+        look = await self._keeper.look(grant.ref)
+        if look.view.record.status is ObjectStatus.READY:
+            await self.perform(self.rounds.arrived(grant.ref, grant, now))
+            return
+        nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
+        if look.condemned is not None:
+            # The ledger took the grant for done before the header was read: only the rounds still count on it.
+            await self.condemned(look.condemned, now)
+            await self.perform(self.rounds.ended(grant, nothing, now))
+            return
+        await self.fail(grant, nothing, now)
+
+    async def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out what the rounds decided, and what follows from it; then have the timer looked at."""
+        await self._carry_out(effects)
+        self.woken.set()
+
+    async def _carry_out(self, effects: Iterable[Effect]) -> None:
+        waiting = list(effects)
+        for effect in waiting:
+            match effect:
+                case SendSeek():
+                    self._send_seek(effect)
+                case Propose(proposals):
+                    try:
+                        outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
+                    except BaseException:
+                        self.rounds.unjudged(proposals, self._clock())
+                        raise
+                    waiting += self.rounds.judged(outcomes, self._clock())
+                case SendGrant(grant, opening):
+                    self._send_grant(grant, opening)
+                case Announce(refs):
+                    views = await self._database.together(partial(self.views, refs))
+                    await self.announce(views, self._clock())
+                case Introduce(name, stream, opening):
+                    await self._database.call(self._ledger.learn, name, stream, opening)
+                    lock = (await self._channels.channel(name)).lock
+                    self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
+                case MakeRoom(name, short):
+                    self._spawn(self._make_room(name, short))
+
+    def views(self, refs: Sequence[ObjectRef]) -> list[ObjectView]:
+        """How the ledger sees these objects; for :meth:`Database.together`."""
+        return [self._ledger.view(ref) for ref in refs]
+
+    async def _make_room(self, name: str, short: int) -> None:
+        if name in self._making_room:
+            return
+        self._making_room.add(name)
+        try:
+            gone = await self._keeper.make_room(name, short)
+        finally:
+            self._making_room.discard(name)
+        effects: list[Effect] = []
+        for ref in gone:
+            effects += self.rounds.vanished(ref, self._clock())
+        if gone:
+            effects += self.rounds.roomier(name, self._clock())
+        await self.perform(effects)
+
+    async def _after(self, grant: GrantRecord, error: EntrepotError) -> None:
+        """A grant ended in the ledger already: look whether its object is there all the same."""
+        self.rounds.silent(grant, self._clock())
+        if grant.accepted_at:
+            look = await self._keeper.look(grant.ref)
+            if look.view.record.status is ObjectStatus.READY:
+                await self.perform(self.rounds.arrived(grant.ref, grant, self._clock()))
+                return
+            if look.condemned is not None:
+                await self.condemned(look.condemned, self._clock())
+        await self.perform(self.rounds.ended(grant, error, self._clock()))
+
+    async def look_again(self, before: ObjectRecord) -> ObjectRecord:
+        """Look where a ready object should be; tell the rounds if it is not that one any more."""
+        ref = before.ref
+        look = await self._keeper.look(ref)
+        if look.condemned is not None:
+            await self.condemned(look.condemned, self._clock())
+        after = look.view.record
+        if after.status is not ObjectStatus.READY or after.etag != before.etag:
+            self._spawn(self.perform(self.rounds.vanished(ref, self._clock())))
+        return after
+
+    async def fail(self, grant: GrantRecord, error: EntrepotError, now: float) -> None:
+        """End a live grant as failed and pass its object on."""
+        ended = await self._database.call(self._ledger.end_grant, grant.grant, GrantStatus.FAILED, error.kind, now)
+        if ended is not None:
+            await self.perform(self.rounds.ended(ended, error, now))
+
+    async def announce(self, views: Sequence[ObjectView], now: float) -> None:
+        """Tell the readers of a stream, and lend what they are told to read."""
+        if not views:
+            return
+        channel = await self._channels.channel(views[0].record.ref.channel)
+        until = now + self.settings.read_lease
+        for view in views:
+            if view.record.status is ObjectStatus.READY:
+                nodes = self.rounds.interested(view.record.ref, now)
+                if nodes:
+                    await self._database.call(self._ledger.lend, [view.record.ref], nodes, until, now)
+        states = tuple([await self.state(channel, view) for view in views[:MAX_OBJECTS]])
+        ref = views[0].record.ref
+        self._tell(channel.name, State(lock=ref.lock, stream=ref.stream, objects=states))
+
+    async def state(self, channel: OpenChannel, view: ObjectView) -> ObjectState:
+        """An object as readers are told of it, with a signed GET when it is ready."""
+        record = view.record
+        if record.status is ObjectStatus.READY:
+            get = await self._urls.get(channel, record)
+            return ObjectState(number=record.ref.number, state="ready", length=record.size, etag=record.etag, get=get)
+        if view.grant is not None and view.grant.status is GrantStatus.ACCEPTED:
+            return ObjectState(
+                number=record.ref.number, state="uploading", length=view.grant.length, sent=view.grant.sent
+            )
+        return ObjectState(number=record.ref.number, state="seeking")
+
+    def _tell(self, channel: str, state: State) -> None:
+        self._publish(subjects.state(channel, state.stream.hex()), state)
+
+    def _send_seek(self, effect: SendSeek) -> None:
+        seek = Seek(lock=effect.lock.id, stream=effect.stream, hub=self.instance, sample=effect.sample)
+        if effect.nodes is None:
+            self._publish(subjects.channel_seek(effect.channel), seek)
+        for node in effect.nodes or ():
+            self._publish(subjects.node_seek(node), seek)
+
+    def _send_grant(self, grant: GrantRecord, opening: Opening) -> None:
+        lease = max(grant.lease_until - self._clock(), 0.0)
+        message = Grant(
+            lock=grant.ref.lock,
+            stream=grant.ref.stream,
+            number=grant.ref.number,
+            grant=grant.grant,
+            opening=opening.encode(),
+            lease=int(lease * 1000),
+        )
+        self._publish(subjects.grant(grant.node, grant.session), message)
+
+    async def condemned(self, record: ObjectRecord, now: float) -> None:
+        """An object was bad: its uploader gets a strike and is not asked for the stream for a while."""
+        if record.uploader is not None:
+            self.rounds.excluded(record.ref.channel, record.ref.stream, record.uploader, now)
+            await self._database.call(self._ledger.strike, record.ref.channel, record.uploader, "bad-object", now)
+
+    async def strike(self, channel: OpenChannel, node: str, reason: str, now: float) -> None:
+        """Note a misbehaviour; whose reports were false too often is not listened to for a while."""
+        count = await self._database.call(self._ledger.strike, channel.name, node, reason, now)
+        if reason == "false-report" and count >= STRIKES:
+            self._mute[channel.name, node] = now + STRIKE_WINDOW
+
+    def muted(self, channel: OpenChannel, node: str, now: float) -> bool:
+        """Whether the node's reports were false too often to be looked into now."""
+        return now < self._mute.get((channel.name, node), 0.0)
