@@ -27,6 +27,7 @@ from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import (
     AcceptReply,
     Ack,
+    Cancel,
     Got,
     Grant,
     ObjectState,
@@ -301,6 +302,8 @@ class World:
                 self.carry(lambda: self.wanted(name, serial, want))
                 self.later(2.0, lambda: self.answered(name, serial, None))
             case requesting.Tell(_, message):
+                if isinstance(message, Cancel):
+                    self.carry(lambda: self.cancelled(name))
                 if isinstance(message, Got):
                     self.carry(lambda: self.ledger.got("demo", self.stream.raw, name, message.numbers, self.now))
             case requesting.Fetch(number, _, _):
@@ -341,6 +344,11 @@ class World:
             reason=None if reason is None else reason_of(reason),
         )
         self.carry(lambda: self.answered(name, serial, reply))
+
+    def cancelled(self, name: str) -> None:
+        """A cancel reached the hub."""
+        self.ledger.unwant("demo", self.stream.raw, name)
+        self.rounds.unwanted("demo", self.stream.raw, name)
 
     def fetch(self, name: str, number: int) -> None:
         """A download ends: with the object, or with 404 when it was evicted meanwhile."""

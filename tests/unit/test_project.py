@@ -324,6 +324,18 @@ fields = st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,15}", fullmatch=True), sc
 )
 
 
+@each_module
+def test_a_hint_is_a_sentence(path: Path) -> None:
+    """Hints begin with a capital letter, unless they begin with something to type."""
+    for call in ast.walk(tree_of(path)):
+        if not isinstance(call, ast.Call):
+            continue
+        for word in call.keywords:
+            match word:
+                case ast.keyword("hint", ast.Constant(str(text)) | ast.JoinedStr([ast.Constant(str(text)), *_])):
+                    assert not text[0].islower() or text.startswith("pip install"), text
+
+
 def test_every_error_class_is_reached_by_a_kind() -> None:
     """The classes of the kinds are exactly the classes of the tree, and none of them has subclasses."""
     classes = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,7 @@ NAMES = {
     "StreamKind",
     "StreamUri",
     "add",
+    "default_home",
     "errors",
     "get",
     "open",
@@ -95,6 +97,44 @@ def test_both_faces_have_the_same_methods(method: str) -> None:
     """The asynchronous and the blocking node take the same parameters, those listed above."""
     assert parameters_of(getattr(entrepot.Node, method)) == METHODS[method]
     assert parameters_of(getattr(entrepot.Blocking, method)) == METHODS[method]
+
+
+def test_a_node_needs_no_settings() -> None:
+    """Without settings a node's home is the default one, which can be asked for."""
+    assert entrepot.Node().settings == entrepot.NodeSettings(home=entrepot.default_home())
+
+
+@pytest.mark.parametrize("name", ["add", "get", "open"])
+def test_the_functions_are_the_methods(name: str) -> None:
+    """The functions for a program without a node of its own take what the methods take."""
+    method = inspect.signature(getattr(entrepot.Blocking, name)).parameters
+    assert list(inspect.signature(getattr(entrepot, name)).parameters) == list(method)[1:]
+
+
+def test_the_functions_read_the_environment_as_the_commands_do(tmp_path: Path) -> None:
+    """``entrepot.add`` in a program uses ENTREPOT_HOME, ENTREPOT_CA_FILE and the proxies; nothing is read before."""
+    program = (
+        "import entrepot, os, sys\n"
+        "get = entrepot.get\n"
+        "os.environ |= {'ENTREPOT_HOME': sys.argv[1], 'ENTREPOT_CA_FILE': sys.argv[2], 'NO_PROXY': 'a.example',\n"
+        "               'HTTPS_PROXY': 'http://proxy:1'}\n"
+        "try:\n"
+        "    entrepot.add(sys.argv[2])\n"
+        "except entrepot.NotFound as error:\n"
+        "    print(error.kind)\n"
+        "from entrepot.cli.shared import shared\n"
+        "settings = shared().node.settings\n"
+        "print(settings.home, settings.ca_file, settings.hub_settings('https://b.example').proxy,\n"
+        "      settings.hub_settings('https://a.example').proxy)\n"
+    )
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    home = tmp_path / "home"
+    command = [sys.executable, "-W", "error", "-c", program, str(home), str(authority)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["not-joined", f"{home} {authority} http://proxy:1 None"]
+    assert (home / "store").is_dir()
 
 
 def test_importing_it_loads_nothing() -> None:

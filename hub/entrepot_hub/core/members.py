@@ -15,6 +15,7 @@ from typing import Final, Self
 from entrepot.core.errors import InvalidInput
 from entrepot.core.identifiers import StreamKind
 from entrepot.core.lock import SchemaLock
+from entrepot.core.rights import SHORT_RIGHTS
 
 _CHANNEL_NAME = re.compile(r"[a-z0-9]{1,32}")
 _MAX_NODE_NAME = 64
@@ -37,7 +38,7 @@ class Right(StrEnum):
 
 
 _ORDER: Final = {right: place for place, right in enumerate(Right)}
-_SHORT: Final = {"request": Right.REQUEST_FILES, "provide": Right.PROVIDE_FILES}
+_SHORT: Final = {short: Right(long) for short, long in SHORT_RIGHTS.items()}
 _REQUEST: Final = {
     StreamKind.FILE: Right.REQUEST_FILES,
     StreamKind.TREE: Right.REQUEST_FILES,

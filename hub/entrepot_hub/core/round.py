@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from entrepot.core.errors import EntrepotError, NotFound
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
-from entrepot.core.ranges import Pair, clip, front
+from entrepot.core.ranges import Pair, as_set, clip, front, holds, numbers
 from entrepot_hub.core.ledger import GrantRecord, GrantStatus, HolderRecord, ObjectStatus, ObjectView, WantOrder
 
 type Session = tuple[str, str]
@@ -45,7 +46,8 @@ class Round:
     """Everything about one stream that is wanted, in one hub's memory.
 
     ``wants``: by node, the want and when it was heard. ``live``, ``proposed``: by object number. ``offers``: by
-    session. ``failures``: running failures by node; ``excluded``: until when a node is left out.
+    session. ``failures``: running failures by node; ``excluded``: until when a node is left out while others
+    can upload; ``rested``: until when it is in any case.
     """
 
     settings: ExchangeSettings
@@ -61,6 +63,7 @@ class Round:
     offers: dict[Session, Offer] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     excluded: dict[str, float] = field(default_factory=dict)
+    rested: dict[str, float] = field(default_factory=dict)
     window_end: float | None = None
     seek_at: float = 0.0
     seeks: int = 0
@@ -106,8 +109,7 @@ class Round:
         kept = order.keep and now > heard + ASKER_LIFE
         ranges = clip(order.ranges, count)
         if kept:
-            left = (n for pair in ranges for n in range(pair[0], pair[1] + 1) if n not in self.ready)
-            return tuple(n for n, _ in zip(left, range(KEPT_WINDOW), strict=False))
+            return tuple(islice((n for n in numbers(as_set(ranges)) if n not in self.ready), KEPT_WINDOW))
         return front(ranges, order.window)
 
     def needed(self, now: float) -> list[int]:
@@ -126,17 +128,32 @@ class Round:
         """Whether the offer is still good."""
         return now < offer.heard_at + self.settings.offer_life
 
-    def usable(self, node: str, offer: Offer, now: float) -> bool:
-        """Whether the offer is still good and its node not left out."""
-        return self.fresh(offer, now) and now >= self.excluded.get(node, 0.0)
+    def able(self, now: float, number: int | None = None) -> dict[Session, Offer]:
+        """The good offers (of an object), of nodes that are not left out; if there is none, of those that have rested
+        since they failed: a bad network must not shut out the last holder."""
+        good = {
+            session: offer
+            for session, offer in self.offers.items()
+            if self.fresh(offer, now) and (number is None or holds(offer.ranges, number))
+        }
+        first = {session: offer for session, offer in good.items() if now >= self.excluded.get(session[0], 0.0)}
+        return first or {s: offer for s, offer in good.items() if now >= self.rested.get(s[0], 0.0)}
 
-    def exclusion(self, node: str, count: int, now: float) -> float:
-        """Seconds for which a node that failed ``count`` times running is left out: the full time while somebody
-        else can take its place, else a pause that doubles, for a bad network must not shut out the last holder."""
-        others = (s for s, offer in self.offers.items() if s[0] != node and self.usable(s[0], offer, now))
-        if any(others):
-            return self.settings.exclusion
-        return min(2.0 ** (count - self.settings.failures), self.settings.exclusion)
+    def failed(self, node: str, now: float) -> None:
+        """A node failed: twice running, and it is left out for a while, and rests for a time that doubles. Failures
+        while it rests are one of a burst that was counted already."""
+        if now < self.rested.get(node, 0.0):
+            return
+        count = self.failures[node] = self.failures.get(node, 0) + 1
+        more = count - self.settings.failures
+        if more >= 0:
+            self.excluded[node] = now + self.settings.exclusion
+            self.rested[node] = now + min(2.0**more, self.settings.exclusion / 8)
+
+    def forgive(self, node: str) -> None:
+        """The node brought an object: it counts as before."""
+        for kept in (self.failures, self.excluded, self.rested):
+            kept.pop(node, None)
 
     def nobody(self) -> NotFound:
         """What to say when nobody who is online has the stream: who had it last, and when."""
@@ -162,7 +179,7 @@ class Round:
         if self.window_end is not None:
             times.append(self.window_end)
         elif self.unmet_since is not None:
-            waits = (self.seek_at, self.pause_until, *self.excluded.values())
+            waits = (self.seek_at, self.pause_until, *self.excluded.values(), *self.rested.values())
             times += [t for t in waits if t > self.stepped_at]
         if not self.wants and not self.live and not self.proposed:
             times.append(self.stepped_at)

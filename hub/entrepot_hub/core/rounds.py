@@ -17,7 +17,7 @@ from entrepot.core.keys import object_key
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import MAX_OBJECTS
 from entrepot.core.placement import choose, weight
-from entrepot.core.ranges import Pair, holds
+from entrepot.core.ranges import Pair
 from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
 from entrepot_hub.core.ledger import (
     GrantOutcome,
@@ -215,11 +215,7 @@ class Rounds:
             found.offers.pop((grant.node, grant.session), None)
         elif error is not None:
             found.trouble = error
-            if now < found.excluded.get(grant.node, 0.0):
-                return self._step(key, found, now)  # one of a burst that was counted already
-            count = found.failures[grant.node] = found.failures.get(grant.node, 0) + 1
-            if count >= self._settings.failures:
-                found.excluded[grant.node] = now + found.exclusion(grant.node, count, now)
+            found.failed(grant.node, now)
         return self._step(key, found, now)
 
     def arrived(self, ref: ObjectRef, grant: GrantRecord | None, now: float) -> list[Effect]:
@@ -236,8 +232,7 @@ class Rounds:
         if live is not None:
             found.give_back(live.session)
         if grant is not None:
-            found.failures.pop(grant.node, None)
-            found.excluded.pop(grant.node, None)
+            found.forgive(grant.node)
         found.trouble = None
         found.ready.add(ref.number)
         return [Announce((ref,)), *self._step(key, found, now)]
@@ -286,7 +281,7 @@ class Rounds:
         """The node served a bad object: it provides nothing of this stream for a while."""
         found = self._rounds.get((channel, stream))
         if found is not None:
-            found.excluded[node] = now + self._settings.exclusion
+            found.excluded[node] = found.rested[node] = now + self._settings.exclusion
 
     def tick(self, now: float) -> list[Effect]:
         """Time passed: windows close, seeks repeat, grants are sent again, dead rounds go."""
@@ -328,10 +323,9 @@ class Rounds:
                 hint="It goes on when readers finish; the owner can raise the quota.",
                 short=found.over,
             )
-        fresh = {s: offer for s, offer in found.offers.items() if found.fresh(offer, now)}
-        if not fresh:
+        if not any(found.fresh(offer, now) for offer in found.offers.values()):
             return found.nobody() if now >= found.unmet_since + SILENCE else None
-        if any(found.usable(session[0], offer, now) for session, offer in fresh.items()):
+        if found.able(now):
             return None
         return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
 
@@ -394,11 +388,10 @@ class Rounds:
         if found.opening is None:
             return (), needed
         geometry = Geometry(found.opening.length, found.lock)
-        offers = {s: o for s, o in found.offers.items() if found.usable(s[0], o, now)}
         proposals: list[Proposal] = []
         lacking: list[int] = []
         for number in needed[:MAX_OBJECTS]:
-            able = {s: o for s, o in offers.items() if holds(o.ranges, number)}
+            able = found.able(now, number)
             if not able:
                 lacking.append(number)
                 continue
@@ -426,7 +419,7 @@ class Rounds:
 
     def _seek(self, key: tuple[str, bytes], found: Round, lacking: list[int], now: float) -> list[Effect]:
         settings = self._settings
-        fresh = [o for s, o in found.offers.items() if found.usable(s[0], o, now)]
+        fresh = found.able(now).values()
         refresh_at = max((o.heard_at for o in fresh), default=0.0) + settings.offer_refresh
         if fresh and not lacking and now < refresh_at:
             found.seek_at, found.seeks, found.calm = refresh_at, 0, True

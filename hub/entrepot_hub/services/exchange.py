@@ -124,7 +124,7 @@ class Exchange:
         reason = self._rounds.reason(channel.name, message.stream, now)
         states = [await self._arbiter.state(channel, each) for each in view.objects]
         unmet = any(state.state != "ready" for state in states) or view.opening is None
-        again = self._settings.again_most
+        again = self._settings.read_lease / 2  # in time to renew the leases
         if unmet:
             quiet = self._rounds.quiet(channel.name, message.stream, now)
             again = self._patience(order, now) if quiet else self._settings.again
@@ -320,7 +320,7 @@ class Exchange:
         until = now + self._settings.read_lease
         await self._database.call(self._ledger.lend, refs, [member.node.public], until, now)
         states = tuple([await self._arbiter.state(channel, view) for view in views])
-        return WantReply(opening=opening.encode(), objects=states, again_in=int(self._settings.again_most * 1000))
+        return WantReply(opening=opening.encode(), objects=states, again_in=int(self._settings.read_lease * 500))
 
     def _numbers(
         self, channel: OpenChannel, opening: Opening | None, ranges: Sequence[tuple[int, int]], window: int

@@ -136,14 +136,7 @@ def check_origin(url: str, *, plain: bool = False) -> str:
         raise InvalidInput("that is no address of a hub", hint=hint) from None
     if parts.scheme not in _DEFAULT_PORTS or not url.isascii() or not url.isprintable():
         raise InvalidInput("a hub's address begins with https://", hint=hint)
-    if (
-        parts.path not in {"", "/"}
-        or parts.query
-        or parts.fragment
-        or "@" in parts.netloc
-        or "?" in url
-        or "#" in url
-    ):
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc or "?" in url or "#" in url:
         raise InvalidInput("a hub's address is a host and a port, nothing more", hint=hint)
     if port == 0:
         raise InvalidInput("0 is no port of a hub", hint=hint)

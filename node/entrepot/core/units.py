@@ -16,7 +16,7 @@ MAX_SIZE: Final = 2**63 - 1
 #: Ten years: longer than any wait, short enough for every clock.
 MAX_SECONDS: Final = 3650 * 86400.0
 
-_SIZE: Final = re.compile(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?")
+_SIZE: Final = re.compile(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?|([kmgtp]))?")
 _SIZES: Final = {None: 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _LARGEST_SIZE: Final = 2**62
 _LETTERS: Final = "KMGTPE"
@@ -28,12 +28,12 @@ _SPAN: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})?")
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a whole number, alone or with K, M, G, T or P (powers of 1,024; ``KiB`` and so on are the same).
+    """Bytes from a whole number, alone or with K, M, G, T or P (powers of 1,024; ``k`` and ``KiB`` are the same).
 
     Raises InvalidInput; ``10GB`` is refused, for people disagree what it means.
     """
     match = _SIZE.fullmatch(text)
-    size = -1 if match is None else int(match[1]) << _SIZES[match[2]]
+    size = -1 if match is None else int(match[1]) << _SIZES[match[2] or (match[3] and match[3].upper())]
     if not 0 <= size <= _LARGEST_SIZE:
         raise InvalidInput(f"{text[:50]!r} is no size", hint="Write a whole number with K, M, G, T or P: 512M, 10G.")
     return size
@@ -56,9 +56,9 @@ def parse_duration(text: str) -> float:
             seconds += int(found[1]) * _SECONDS[found[2]]
             at, last = found.end(), rank
         if at < len(text) or not text:
-            raise _invalid(f"{text[:40]!r} is not a duration", "Write it like 45s, 10m, 7d or 1h30m")
+            raise _invalid(f"{text[:40]!r} is not a duration", "Write it like 45s, 10m, 7d or 1h30m.")
     if seconds > MAX_SECONDS:
-        raise _invalid(f"{text!r} is too long", "The longest duration is ten years")
+        raise _invalid(f"{text!r} is too long", "The longest duration is ten years.")
     return seconds
 
 
@@ -72,7 +72,7 @@ def parse_span(text: str) -> tuple[int, int | None]:
         raise _invalid(f"{text[:60]!r} is not a range of bytes", "Write the first and the last byte, like 0-1023")
     first = int(found[1])
     if first > MAX_SIZE:
-        raise _invalid(f"the range {text} begins too far out", "The largest offset is 2^63 - 1")
+        raise _invalid(f"the range {text} begins too far out", "The largest offset is 2^63 - 1.")
     if found[2] is None:
         return first, None
     last = int(found[2])

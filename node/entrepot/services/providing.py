@@ -258,8 +258,9 @@ class Providing:
         job = self._jobs.get(grant.grant)
         if job is None:
             return
-        stream, channel = StreamId(grant.stream), job.channel
+        channel = job.channel
         try:
+            stream = StreamId(grant.stream)  # a hub may say anything
             holding = await self._store.holds(stream, channel.scope, channel.lock)
             if holding is None or not holds(holding.objects, grant.number):
                 raise await self._lacking(stream, channel)

@@ -77,9 +77,11 @@ def test_proxies_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = read_environment()
     settings = environment.settings()
     assert settings.hub_settings("https://hub.example.org").proxy == "http://user:secret@proxy:3128"
-    assert settings.transfer.https_proxy == "http://user:secret@proxy:3128"
-    assert settings.transfer.http_proxy == "http://plain:3128"
-    assert settings.transfer.no_proxy == ("localhost", ".lab.example", "10.0.0.1")
+    transfer = settings.transfer_settings()
+    assert transfer.https_proxy == "http://user:secret@proxy:3128"
+    assert transfer.http_proxy == "http://plain:3128"
+    assert transfer.no_proxy == ("localhost", ".lab.example", "10.0.0.1")
+    assert settings.hub_settings("https://hub.lab.example:8443").proxy is None
     assert "secret" not in repr(environment)
     assert "secret" not in repr(settings)
 

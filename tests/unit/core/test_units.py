@@ -150,7 +150,15 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1.5G", "10GB", "1 G", "1g", "1KB", "٣", "9" * 19, "9999P", "1e3"])
+@pytest.mark.parametrize("unit", "KMGTP")
+def test_a_unit_may_be_lower_case(unit: str) -> None:
+    """``10g`` is what ``10G`` is."""
+    assert parse_size(f"10{unit.lower()}") == parse_size(f"10{unit}")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "G", "-1", "1.5G", "10GB", "1 G", "1gb", "1gib", "1KB", "٣", "9" * 19, "9999P", "1e3"]
+)
 def test_what_is_no_size(text: str) -> None:
     """Signs, fractions, blanks, decimal units and too much are refused."""
     with pytest.raises(InvalidInput):

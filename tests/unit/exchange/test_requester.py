@@ -69,6 +69,14 @@ def test_an_unknown_length_is_asked_for_first_and_proved() -> None:
     assert isinstance(error, Corrupt)
 
 
+@pytest.mark.parametrize("data", [bytes(8) + b"\x07" * 32, b"\xff" * 40])
+def test_an_opening_that_is_none_is_a_lie_too(data: bytes) -> None:
+    """Forty bytes that no stream can have as its opening end the get as corrupt, not with a traceback."""
+    requester = Requester(STREAM, LOCK, SESSION, SETTINGS)
+    requester.start(0.0)
+    assert isinstance(one(Fail, requester.replied(WantReply(opening=data), 0.1)).error, Corrupt)
+
+
 def test_an_opening_that_comes_by_a_state_message_counts_too() -> None:
     """Whoever offers the stream first makes its length known to those who wait."""
     requester = Requester(STREAM, LOCK, SESSION, SETTINGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import sys
 from pathlib import Path
@@ -139,3 +141,54 @@ def test_a_command_that_is_not_there(tmp_path):
     """Our error, not the system's."""
     with pytest.raises(EntrepotError):
         load_master(parse('urls = ["https://a"]\n[master]\ncommand = ["/no/such/program"]', tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "nats", "told", "line"),
+    [
+        ("http://127.0.0.1:8480", "", "nats://127.0.0.1:4222", None),
+        ("http://localhost", "", "nats://127.0.0.1:4222", None),
+        ("https://h.example", "", "nats://127.0.0.1:4222", 'urls = ["wss://h.example/nats"]'),
+        ("http://h.example", "", "nats://127.0.0.1:4222", 'listen = "0.0.0.0:4222"'),
+        ("https://h.example", 'listen = "0.0.0.0:4222"', "nats://h.example:4222", None),
+        ("https://h.example:8443", 'listen = "[::]:4222"', "nats://h.example:4222", None),
+        ("https://[2001:db8::1]:8443", 'listen = "0.0.0.0:4222"', "nats://[2001:db8::1]:4222", None),
+        ("https://h.example", 'listen = "10.0.0.1:4222"', "nats://10.0.0.1:4222", None),
+        ("https://h.example", 'urls = ["tls://b.example"]', "tls://b.example", None),
+        ("https://h.example", 'urls = ["tls://0.0.0.0"]', "tls://0.0.0.0", 'urls = ["wss://h.example/nats"]'),
+        ("https://h.example", 'server = ["tls://b.example:4222"]', "tls://b.example:4222", None),
+        ("https://h.example", 'server = ["nats://localhost"]', "nats://localhost", 'urls = ["tls://h.example:4222"]'),
+        ("https://h.example", 'server = ["nats://[::1]:4222"]\nurls = ["tls://b.example"]', "tls://b.example", None),
+    ],
+)
+def test_nodes_are_told_where_the_bus_is(url: str, nats: str, told: str, line: str | None):
+    """A bus at all addresses has the hub's name; one that only this machine reaches is warned of."""
+    listen = "" if "listen" in nats else 'listen = "127.0.0.1:4222"'
+    settings = parse(f'urls = ["{url}"]\nplain = true\n[nats]\n{listen}\n{nats}')
+    assert settings.told_nats() == (told,)
+    warning = settings.nats_warning()
+    if line is None:
+        assert warning is None
+        return
+    assert warning is not None
+    assert told in warning
+    assert line in warning
+    mended = "\n".join(part for part in (listen, nats) if part.partition(" ")[0] != line.partition(" ")[0])
+    assert parse(f'urls = ["{url}"]\nplain = true\n[nats]\n{mended}\n{line}').nats_warning() is None
+
+
+def test_a_hub_with_a_bus_of_its_own_tells_its_port():
+    """Where the port was left to the system, the real one is told."""
+    settings = parse('urls = ["https://h.example"]\n[nats]\nlisten = "0.0.0.0:0"')
+    assert settings.told_nats(4711) == ("nats://h.example:4711",)
+
+
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="needs a mount point")
+def test_a_mount_point_is_told_as_that(tmp_path, monkeypatch):
+    """A hub cannot be moved onto a mount point, whether that is seen before or only when it is tried."""
+    for folder in (Path("/proc"), tmp_path / "hub"):
+        with pytest.raises(InvalidInput, match="mount point") as caught:
+            create_hub(folder, "https://a", ANYWHERE, ANYWHERE)
+        assert caught.value.hint == f"Name a folder in it: {folder / 'hub'}"
+        monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy")))
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import select
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.servers.proxy import Proxy
 
 from entrepot.adapters.transfer import SignedRequest, Transfers, TransferSettings
 from entrepot.adapters.transfer.connections import Connections
@@ -104,55 +103,6 @@ async def test_unusable_certificates() -> None:
             pass
 
 
-class Proxy:
-    """A CONNECT and plain proxy that asks for a password."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.passwords: list[str | None] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += client.recv(4096)
-        lines = head.decode("latin-1").split("\r\n")
-        self.lines.append(lines[0])
-        headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
-        self.passwords.append(headers.get("Proxy-Authorization") or headers.get("proxy-authorization"))
-        method, where, _ = lines[0].split(" ")
-        address = where if method == "CONNECT" else where.split("/")[2]
-        host, port = address.rsplit(":", 1)
-        with client, socket.create_connection((host, int(port))) as upstream:
-            if method == "CONNECT":
-                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            else:
-                upstream.sendall(head)
-            while True:
-                for ready in select.select([client, upstream], [], [])[0]:
-                    try:
-                        data = ready.recv(65536)
-                        if not data:
-                            return
-                        (upstream if ready is client else client).sendall(data)
-                    except OSError:
-                        return
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
     made = Proxy()
@@ -163,12 +113,6 @@ def proxy() -> Iterator[Proxy]:
 async def test_http_goes_through_a_proxy(bucket, stream, proxy: Proxy) -> None:
     """Plain requests name the whole URL to the proxy and show it the password; the bucket gets the object."""
     settings = TransferSettings(http_proxy=f"http://me:s%40cret@127.0.0.1:{proxy.port}")
-
-    def step(handler) -> None:
-        handler.path = "/o"  # the proxy of this test passes the whole URL on
-        handler.behave()
-
-    bucket.script.append(step)
     async with Transfers(settings) as transfers:
         assert (await transfers.put(bucket.put(), stream.sources[0])).created
     assert proxy.lines == [f"PUT {bucket.url('o')} HTTP/1.1"]

@@ -282,8 +282,12 @@ class Requester:
     def _learn(self, data: bytes | None, now: float) -> list[Effect]:
         if self.opening is not None or data is None:
             return []
-        opening = Opening.decode(data)
-        if not opening.proves(self.stream):
+        try:
+            opening = Opening.decode(data)
+            proved = opening.proves(self.stream)
+        except InvalidInput:
+            proved = False
+        if not proved:
             return self._fail(Corrupt("the hub's opening does not prove the stream id", kind="corrupt"))
         self.opening = opening
         self._asked = frozenset()

@@ -17,8 +17,9 @@ class ExchangeSettings:
     put_url: float = 900.0
     #: How long a signed GET URL can be used.
     get_url: float = 600.0
-    #: An object that a reader was told about is not evicted for so long; every want for it begins that anew.
-    read_lease: float = 120.0
+    #: An object that a reader was told about is not evicted for so long; every want for it begins that anew. Shorter
+    #: than ``want_deadline``, so that a reader that died does not starve the others.
+    read_lease: float = 45.0
     #: How long after its end a PUT that began in time may still land.
     put_grace: float = 300.0
     #: Objects that a requester wants beyond those it is fetching.
