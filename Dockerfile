@@ -40,6 +40,6 @@ EXPOSE 8480
 
 # Of the hub: the database, the message bus and the buckets answer. Nodes have their own in docker-compose.yml.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=1s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8480/readyz', timeout=5)"]
+    CMD ["entrepot-hub", "status", "--check"]
 
 CMD ["entrepot-hub", "serve"]

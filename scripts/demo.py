@@ -119,8 +119,8 @@ class Demo:
         total = sum(path.stat().st_size for path in paths)
         bucket = self.folder / "bucket"
         bucket.mkdir()
-        quota = max(2 * total, 64 << 20)
-        self.hub_command("channel", "create", "demo", "--bucket", bucket.as_uri(), "--quota", str(quota))
+        quota = f"{2 * total // (1 << 30) + 1}G"
+        self.hub_command("channel", "create", "demo", "--bucket", bucket.as_uri(), "--quota", quota)
         invite = json.loads(self.hub_command("channel", "invite", "demo", "--uses", "2", "--json"))["url"]
 
         self.say("Two nodes join with an invite; each makes its own key, nobody sees the bucket's")

@@ -1,1 +1,1 @@
-"""entrepot_hub: the hub, which knows channels, rights and grants, and never sees the bytes."""
+"""entrepot_hub: the hub, which knows channels, rights and grants, and sees no bytes but those of its folder buckets."""

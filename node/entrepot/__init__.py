@@ -3,14 +3,17 @@
 async with entrepot.Node(entrepot.NodeSettings(home=...)) as node:
     got = await node.get("entrepot://demo@hub.example.org/ff0123.../big.nwb")
 
-Without asyncio: ``entrepot.add``, ``entrepot.get`` and ``entrepot.open`` use the node of this machine's default home,
-:class:`entrepot.Blocking` any other. What is here is the public interface; it is loaded when it is first used.
+Without asyncio: ``entrepot.add``, ``entrepot.get`` and ``entrepot.open`` use the node that the command line uses, with
+``ENTREPOT_HOME`` and its like; :class:`entrepot.Blocking` any other. Neither that nor :class:`entrepot.Node` reads the
+environment: without settings their home is :func:`entrepot.default_home`. What is here is the public interface; it is
+loaded when it is first used.
 """
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from entrepot.cli.shared import add, get, open  # noqa: A004  # entrepot.open
     from entrepot.core import errors
     from entrepot.core.errors import (
         Conflict,
@@ -25,12 +28,12 @@ if TYPE_CHECKING:
     from entrepot.core.identifiers import Opening, StreamId, StreamKind
     from entrepot.core.lock import SchemaLock
     from entrepot.core.uri import StreamUri
-    from entrepot.services.blocking import Blocking, BlockingFile, add, get, open  # noqa: A004  # entrepot.open
+    from entrepot.services.blocking import Blocking, BlockingFile
     from entrepot.services.estimate import Info
     from entrepot.services.node import Added, Got, Joined, Node
     from entrepot.services.progress import Progress
     from entrepot.services.reading import RemoteFile
-    from entrepot.services.settings import NodeSettings
+    from entrepot.services.settings import NodeSettings, default_home
 
 __all__ = [
     "Added",
@@ -57,12 +60,14 @@ __all__ = [
     "StreamKind",
     "StreamUri",
     "add",
+    "default_home",
     "errors",
     "get",
     "open",
 ]
 
 _PLACES = {
+    "entrepot.cli.shared": ["add", "get", "open"],
     "entrepot.core.errors": [
         "Conflict",
         "Corrupt",
@@ -77,12 +82,12 @@ _PLACES = {
     "entrepot.core.identifiers": ["Opening", "StreamId", "StreamKind"],
     "entrepot.core.lock": ["SchemaLock"],
     "entrepot.core.uri": ["StreamUri"],
-    "entrepot.services.blocking": ["Blocking", "BlockingFile", "add", "get", "open"],
+    "entrepot.services.blocking": ["Blocking", "BlockingFile"],
     "entrepot.services.estimate": ["Info"],
     "entrepot.services.node": ["Added", "Got", "Joined", "Node"],
     "entrepot.services.progress": ["Progress"],
     "entrepot.services.reading": ["RemoteFile"],
-    "entrepot.services.settings": ["NodeSettings"],
+    "entrepot.services.settings": ["NodeSettings", "default_home"],
 }
 
 

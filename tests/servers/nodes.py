@@ -1,9 +1,9 @@
 """A hub and nodes as processes of their own, as people run them, and what befalls them.
 
 :class:`Site` is a hub (``entrepot-hub serve`` with its nats-server, SQLite and folder buckets) behind a
-:class:`~tests.servers.relay.Relay`, and machines: each has a home, runs ``entrepot`` commands and one daemon. Joining and
-adding are done in this process, which saves starting one. Everything can be killed, stopped, continued and started again;
-:meth:`Site.close` ends what is left.
+:class:`~tests.servers.relay.Relay`, and machines: each has a home, runs ``entrepot`` commands and one daemon. Joining
+and adding are done in this process, which saves starting one. Everything can be killed, stopped, continued and started
+again; :meth:`Site.close` ends what is left.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from entrepot_hub.services.identity import create_hub
 from entrepot_hub.services.settings import Listen
 
 KIB, MIB = 1 << 10, 1 << 20
+_SHOWN = 3000  # characters of a log
 #: Small objects make many of them out of little data.
 SMALL = {"miniblock": 16 * KIB, "object": 256 * KIB}
 
@@ -405,10 +406,14 @@ class Site:
         return machine.join(*channels, rights=rights)
 
     def close(self) -> None:
-        """End everything."""
+        """End everything, and print what was said: pytest shows it where a test failed."""
         for machine in self.machines:
             machine.close()
         self.hub.close()
+        print(f"hub: {(self.folder / 'hub.log').read_text()[-_SHOWN:]}")
+        for machine in self.machines:
+            for number, command in enumerate(machine.commands):
+                print(f"{machine.name}, command {number}: {command.told[-_SHOWN:]}")
         shutil.rmtree(self.homes, ignore_errors=True)
 
 

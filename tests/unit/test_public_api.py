@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 import entrepot
 from entrepot.core import errors
@@ -111,6 +116,16 @@ def test_the_functions_are_the_methods(name: str) -> None:
     assert list(inspect.signature(getattr(entrepot, name)).parameters) == list(method)[1:]
 
 
+def _certificate() -> bytes:
+    """A certificate of an authority that nobody knows."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 def test_the_functions_read_the_environment_as_the_commands_do(tmp_path: Path) -> None:
     """``entrepot.add`` in a program uses ENTREPOT_HOME, ENTREPOT_CA_FILE and the proxies; nothing is read before."""
     program = (
@@ -128,7 +143,7 @@ def test_the_functions_read_the_environment_as_the_commands_do(tmp_path: Path) -
         "      settings.hub_settings('https://a.example').proxy)\n"
     )
     authority = tmp_path / "ca.pem"
-    authority.touch()
+    authority.write_bytes(_certificate())
     home = tmp_path / "home"
     command = [sys.executable, "-W", "error", "-c", program, str(home), str(authority)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,7 +54,7 @@ def settings_of(folder: Path | None) -> HubSettings:
 @asynccontextmanager
 async def access(settings: HubSettings) -> AsyncIterator[Access]:
     """The way to the hub of these settings. Raises what opening its socket or its database raises."""
-    from entrepot_hub.services.web.admin import AdminClient, answers
+    from entrepot_hub.services.web.admin_client import AdminClient, answers
 
     if await asyncio.to_thread(answers, settings.socket):
         async with AdminClient(settings.socket) as client:
@@ -77,6 +77,7 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
             hub_public=identity.hub_public,
             urls=settings.urls,
             clock=time.time,
+            bus=settings.nats_told,
         )
         yield Access(_Direct(administration), running=False)
 
@@ -92,6 +93,13 @@ class _Direct:
         from entrepot_hub.services.administration import ADMIN, OPERATIONS
 
         return await OPERATIONS[operation].call(self._administration, asked, ADMIN)
+
+
+def runs(settings: HubSettings) -> bool:
+    """Whether a hub runs with these settings. Raises Denied where its socket is not for us to open."""
+    from entrepot_hub.services.web.admin_client import answers
+
+    return answers(settings.socket)
 
 
 def ask(folder: Path | None, operation: str, asked: Request) -> tuple[Any, bool]:

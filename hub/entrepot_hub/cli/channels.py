@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 
 from entrepot.core.errors import Denied, InvalidInput, NotFound
+from entrepot.core.rights import shorten_rights
 from entrepot.core.units import format_size, parse_duration, parse_size, spell_duration
 from entrepot_hub.cli.access import ask
 from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, until, when
-from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText
+from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText, give_help
 
 _MAX_CREDENTIALS = 32768
 
-app = typer.Typer(help="Channels and their members.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Channels and their members.", rich_markup_mode=None)
+give_help(app)
 
 
 @app.command("create")
@@ -33,6 +35,9 @@ def create(
     credentials_stdin: Annotated[
         bool, typer.Option("--credentials-stdin", help="Read the bucket's keys from the standard input.")
     ] = False,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Leave one of this name on this bucket as it is.")
+    ] = False,
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
@@ -47,10 +52,14 @@ def create(
         object=parse_size(object_size),
         public_read=public_read,
         credentials=_credentials(credentials_file, from_stdin=credentials_stdin),
+        if_missing=if_missing,
     )
     channel, _ = ask(folder, "channel.create", asked)
     if as_json:
         print_json(channel)
+        return
+    if not channel.made:
+        say(f"channel {channel.name} is there already: {format_size(channel.quota)} on {channel.bucket}")
         return
     say(f"channel {channel.name} made: {format_size(channel.quota)} on {channel.bucket}")
     unbound = sorted(name for name in ("length", "digest", "create_only") if not channel.binds.get(name, True))
@@ -106,11 +115,15 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
             ("made", when(channel.created_at)),
         ]
     )
-    say()
     print_table(
         ("member", "key", "rights", "state"),
         [
-            (m.name, m.node[:12], m.rights, "active" if m.active else "revoked" if m.revoked_at else "suspended")
+            (
+                m.name,
+                m.node[:12],
+                shorten_rights(m.rights),
+                "active" if m.active else "revoked" if m.revoked_at else "suspended",
+            )
             for m in detail.members
         ],
         empty="no members yet",
@@ -118,7 +131,12 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
     print_table(
         ("invite", "rights", "used", "expires"),
         [
-            (i.id[:12], i.rights, f"{i.used} of {i.uses}", "withdrawn" if i.revoked_at else until(i.expires))
+            (
+                i.id[:12],
+                shorten_rights(i.rights),
+                f"{i.used} of {i.uses}",
+                "withdrawn" if i.revoked_at else until(i.expires),
+            )
             for i in detail.invites
         ],
         empty="no invites",
@@ -162,7 +180,7 @@ def grant(
     if as_json:
         print_json(member)
         return
-    say(f"{member.name} in {member.channel}: {member.rights}")
+    say(f"{member.name} in {member.channel}: {shorten_rights(member.rights)}")
     _say_when(running=running)
 
 

@@ -18,6 +18,14 @@ def print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
+def print_json_with(value: object, error: EntrepotError | None) -> None:
+    """The same of a record and, beside its fields, the error that goes with it."""
+    import msgspec
+
+    fields = msgspec.to_builtins(value)
+    print_json(fields if error is None else {**fields, "error": to_wire(error)})
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup."""
     lines = [[str(cell) for cell in row] for row in rows]
@@ -28,7 +36,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in heads:
         table.add_column(head, overflow="fold")
     for line in lines:
@@ -55,20 +63,29 @@ def note(text: str) -> None:
 
 
 def print_error(error: EntrepotError, *, as_json: bool) -> None:
-    """One sentence and the hint; in JSON all that the error holds."""
+    """One sentence and, in another line, the hint, on the standard error; in JSON all that the error holds, on the
+    standard output."""
     if as_json:
-        import msgspec
-
-        sys.stderr.write(msgspec.json.encode({"error": to_wire(error)}).decode() + "\n")
+        print_json({"error": to_wire(error)})
         return
-    sys.stderr.write(f"error: {error.message}\n")
+    note(f"entrepot-hub: {one_line(error.message)}")
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        note(f"  {one_line(error.hint)}")
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line and without control characters: it may hold a stranger's words."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 def when(at: float | None) -> str:
     """A point in time, for people: local, to the minute."""
     return "never" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def exactly(at: float) -> str:
+    """A point in time to the second, as an ISO date in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def until(at: float) -> str:

@@ -6,41 +6,80 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entrepot.core.errors import Conflict, Denied
+from entrepot.core.errors import Conflict, Denied, RetryLater
 from entrepot.core.units import format_size
-from entrepot_hub.cli.access import access, ask, home, settings_of
-from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, when
+from entrepot_hub.cli.access import access, ask, home, runs, settings_of
+from entrepot_hub.cli.display import (
+    exactly,
+    note,
+    print_error,
+    print_fields,
+    print_json,
+    print_json_with,
+    print_table,
+    say,
+    when,
+)
 from entrepot_hub.cli.options import Folder, Json
 
 if TYPE_CHECKING:
+    from entrepot_hub.services.administration import Status
     from entrepot_hub.services.settings import HubSettings
 
 _PAGE = 1000
+_TIMES = {"expires"}  #: details of the audit log that are points in time
 
 
 def init(
     url: Annotated[str, typer.Option(help="Where nodes will reach the hub: https://hub.example.org")],
     listen: Annotated[str, typer.Option(help="Address and port to listen at.")] = "127.0.0.1:8480",
     nats_listen: Annotated[str, typer.Option(help="The same for the hub's own message bus.")] = "127.0.0.1:4222",
+    nats: Annotated[
+        list[str] | None,
+        typer.Option(help="Use these NATS servers and run none.", metavar="URL", show_default=False),
+    ] = None,
+    nats_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Where nodes find the message bus, if not there.", metavar="URL", show_default=False),
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Allow http:// beyond this machine, in a closed network.")
+    ] = False,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Leave a hub that is in this folder already as it is.")
     ] = False,
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Set up a hub: its folder, keys, database and settings."""
     from entrepot_hub.services.identity import create_hub
-    from entrepot_hub.services.settings import Listen
+    from entrepot_hub.services.settings import FILE_NAME, Listen, load_settings
 
-    made = create_hub(home(folder), url, Listen.parse(listen), Listen.parse(nats_listen), plain=plain)
+    place = home(folder)
+    if if_missing and (place / FILE_NAME).exists():
+        _say_there(folder, url, as_json=as_json)
+        return
+    made = create_hub(
+        place,
+        url,
+        Listen.parse(listen),
+        Listen.parse(nats_listen),
+        plain=plain,
+        nats=nats or (),
+        nats_urls=nats_url or (),
+    )
+    warning = load_settings(place).nats_warning()
+    if warning is not None:
+        note(f"note: {warning}")
     if as_json:
         files = [str(path) for path in made.backup]
-        print_json({"folder": str(made.folder), "hub": made.hub_public, "backup": files})
+        print_json({"folder": str(made.folder), "hub": made.hub_public, "backup": files, "made": True})
         return
     say(f"hub {made.hub_public} set up in {made.folder}")
     say()
@@ -49,6 +88,21 @@ def init(
         say(f"    {path}")
     say()
     say("next: entrepot-hub serve")
+
+
+def _say_there(folder: Path | None, url: str, *, as_json: bool) -> None:
+    """A hub is there already. One that cannot be opened is an error nevertheless."""
+    from entrepot_hub.services.identity import hub_files, load_identity, load_master
+
+    settings = settings_of(folder)
+    hub = load_identity(settings, load_master(settings)).hub_public
+    if url.rstrip("/") not in settings.urls:
+        note(f"note: its address is {', '.join(settings.urls)}, not {url}: see urls in its hub.toml")
+    if as_json:
+        files = [str(path) for path in hub_files(settings.folder) if path.exists()]
+        print_json({"folder": str(settings.folder), "hub": hub, "backup": files, "made": False})
+        return
+    say(f"hub {hub} is there already, in {settings.folder}")
 
 
 def serve(
@@ -66,9 +120,8 @@ def serve(
     from entrepot_hub.adapters.memory import keep_freed_memory
     from entrepot_hub.cli.logs import set_up_logs
     from entrepot_hub.services.hub import Hub
-    from entrepot_hub.services.web.admin import answers
 
-    if answers(settings.socket):
+    if runs(settings):
         raise Conflict("a hub is running in this folder already", kind="in-use", folder=str(settings.folder))
     keep_freed_memory()
     set_up_logs(as_json=log_json)
@@ -76,23 +129,49 @@ def serve(
     async def run() -> None:
         async with Hub(settings) as hub:
             note(f"hub ready: {settings.urls[0]}, listening at {settings.listen.host} port {hub.port}; Ctrl-C stops it")
+            if (warning := hub.nats_warning()) is not None:
+                note(f"note: {warning}")
             await hub.serve_until_stopped()
 
     asyncio.run(run())
 
 
-def status(folder: Folder = None, as_json: Json = False) -> None:
+def status(
+    check: Annotated[bool, typer.Option("--check", help="Exit with 6 unless it runs and has all it needs.")] = False,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
     """Show whether the hub runs, and what it holds."""
     from entrepot_hub.services.administration import Nothing
 
+    if check and not runs(settings_of(folder)):
+        raise RetryLater("no hub is running here", hint="Start it: entrepot-hub serve")
     found, _ = ask(folder, "status", Nothing())
+    problem = _missing(found.checks) if check else None
     if as_json:
-        print_json(found)
-        return
+        print_json_with(found, problem)
+    else:
+        _print_status(found)
+    if problem is not None:
+        if not as_json:
+            print_error(problem, as_json=False)
+        raise typer.Exit(problem.exit_code)
+
+
+def _missing(checks: Mapping[str, str]) -> RetryLater | None:
+    """Why the hub is not ready, as /readyz has it."""
+    bad = [f"{name} ({state})" for name, state in sorted(checks.items()) if state != "ok"]
+    return RetryLater(f"the hub is not ready: {', '.join(bad)}", hint="Its log tells more.") if bad else None
+
+
+def _print_status(found: Status) -> None:
+    for warning in found.warnings:
+        note(f"note: {warning}")
     print_fields(
         [
             ("hub", found.hub),
             ("address", ", ".join(found.urls)),
+            *([("bus", ", ".join(found.nats))] if found.nats else []),
             ("running", "yes" if found.running else "no"),
             *((name, state) for name, state in sorted(found.checks.items())),
             ("channels", found.channels),
@@ -122,12 +201,16 @@ def audit(
                 entry.actor[:12],
                 entry.action,
                 entry.subject[:40],
-                " ".join(f"{name}={value}" for name, value in entry.detail.items()),
+                " ".join(f"{name}={_detail(name, value)}" for name, value in entry.detail.items()),
             )
             for entry in entries
         ],
         empty="nothing was changed yet",
     )
+
+
+def _detail(name: str, value: object) -> object:
+    return exactly(value) if name in _TIMES and isinstance(value, int | float) else value
 
 
 async def _audit(settings: HubSettings, after: int, limit: int) -> list[Any]:

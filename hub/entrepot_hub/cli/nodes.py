@@ -6,9 +6,10 @@ import typer
 
 from entrepot_hub.cli.access import ask
 from entrepot_hub.cli.display import note, print_json, print_table, say, when
-from entrepot_hub.cli.options import Folder, Json, NodeText
+from entrepot_hub.cli.options import Folder, Json, NodeText, give_help
 
-app = typer.Typer(help="Nodes at this hub.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Nodes at this hub.", rich_markup_mode=None)
+give_help(app)
 
 
 @app.command("list")

@@ -9,6 +9,17 @@ import typer
 
 from entrepot_hub.cli.access import HOME_VARIABLE
 
+
+def give_help(app: typer.Typer) -> None:
+    """Have a group of commands without a command tell what there is, on the standard error, with exit code 2."""
+
+    @app.callback(invoke_without_command=True)
+    def group(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help(), err=True)
+            raise typer.Exit(2)
+
+
 Folder = Annotated[
     Path | None,
     typer.Option(

@@ -329,6 +329,11 @@ class Rounds:
             return None
         return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
 
+    def offered_by(self, channel: str, stream: bytes) -> tuple[Session, ...]:
+        """The sessions that offer the stream, as far as was heard."""
+        found = self._rounds.get((channel, stream))
+        return () if found is None else tuple(found.offers)
+
     def quiet(self, channel: str, stream: bytes, now: float) -> bool:
         """Whether nobody has offered the stream for a while, so that asking often is no use."""
         found = self._rounds.get((channel, stream))

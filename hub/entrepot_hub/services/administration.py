@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -19,9 +19,11 @@ from entrepot.core.invite import ID_LENGTH, SECRET_LENGTH
 from entrepot.core.invite import Invite as InviteUrl
 from entrepot.core.lock import SchemaLock
 from entrepot.core.nkeys import KeyKind, decode_public
-from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.core.members import Channel, Invite, Member, Node, Rights, check_channel_name
-from entrepot_hub.services.vault import Vault
+
+if TYPE_CHECKING:  # a command that asks a running hub has no use for a database
+    from entrepot_hub.adapters.registry import Registry
+    from entrepot_hub.services.vault import Vault
 
 ADMIN: Final = "admin"
 
@@ -40,7 +42,7 @@ class Nothing(Request, frozen=True, kw_only=True):
 
 class ChannelCreate(Request, frozen=True, kw_only=True):
     """A new channel; sizes in bytes, ``object`` 0 for whole streams. ``credentials``: the bucket's keys, a
-    secret."""
+    secret. ``if_missing``: one of this name on this bucket is what was asked for, however it was made."""
 
     name: Name
     bucket: Text
@@ -49,6 +51,7 @@ class ChannelCreate(Request, frozen=True, kw_only=True):
     object: Size = 4 << 20
     public_read: bool = False
     credentials: Annotated[str, msgspec.Meta(max_length=32768)] | None = None
+    if_missing: bool = False
 
     def __repr__(self) -> str:
         return f"ChannelCreate({self.name}, {self.bucket}, credentials={'***' if self.credentials else None})"
@@ -101,6 +104,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Base of what is answered. Times are unix seconds, sizes bytes."""
 
 
+class MadeChannel(ChannelView, frozen=True, kw_only=True):
+    """A channel that was asked for. ``made`` False: it was there already."""
+
+    made: bool
+
+
 class NodeView(View, frozen=True, kw_only=True):
     """A node as the hub knows it."""
 
@@ -124,7 +133,7 @@ class AuditView(View, frozen=True, kw_only=True):
 
 class Status(View, frozen=True, kw_only=True):
     """The hub at a glance. ``checks``: what it needs, and whether that is ``ok``; empty when it does not
-    run."""
+    run. ``nats``: where nodes are told to find the bus; ``warnings``: what they will stumble over, in sentences."""
 
     hub: str
     urls: tuple[str, ...]
@@ -134,6 +143,8 @@ class Status(View, frozen=True, kw_only=True):
     quota: int
     charged: int
     checks: dict[str, str]
+    nats: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Changes(Protocol):
@@ -166,8 +177,9 @@ class NoChanges:
 
 
 class Administration:
-    """The operations. ``origin`` goes into invites; ``checks`` looks at what the running hub needs; ``actor``
-    of every method is who asks: ``admin``, or an owner's public key."""
+    """The operations. The first of ``urls`` goes into invites; ``bus`` tells where nodes are told to find NATS, and
+    what is wrong with that; ``checks`` looks at what the running hub needs; ``actor`` of every method is who asks:
+    ``admin``, or an owner's public key."""
 
     def __init__(
         self,
@@ -178,6 +190,7 @@ class Administration:
         urls: tuple[str, ...],
         clock: Callable[[], float],
         changes: Changes | None = None,
+        bus: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
         checks: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
     ) -> None:
         self._registry = registry
@@ -187,19 +200,28 @@ class Administration:
         self._urls = urls
         self._clock = clock
         self._changes: Changes = changes or NoChanges()
+        self._bus = bus
         self._checks = checks
 
     # -- channels --------------------------------------------------------------------------------------------
 
-    async def create_channel(self, asked: ChannelCreate, actor: str = ADMIN) -> ChannelView:
-        """Put a channel on a bucket, once it is clear that the bucket can be used. Conflict (``exists``,
-        ``in-use``), and what the bucket raises."""
+    async def create_channel(self, asked: ChannelCreate, actor: str = ADMIN) -> MadeChannel:
+        """Put a channel on a bucket, once it is clear that the bucket can be used. Conflict (``exists``, also with
+        ``if_missing`` for one on another bucket; ``in-use``), and what the bucket raises."""
         check_channel_name(asked.name)
         lock = SchemaLock(asked.name, miniblock=asked.miniblock, object=asked.object)
         url, prefix = self._vault.locate(asked.bucket)
         known = await self._registry.channels()
-        if any(channel.name == asked.name for channel in known):
-            raise Conflict(f"there is a channel {asked.name} already", kind="exists", channel=asked.name)
+        there = next((channel for channel in known if channel.name == asked.name), None)
+        if there is not None:
+            same = (there.bucket.url, there.bucket.prefix) == (url, prefix)
+            if asked.if_missing and same:
+                return _made_channel(there, made=False)
+            raise Conflict(
+                f"there is a channel {asked.name} already" + ("" if same else f", on {there.bucket.url}"),
+                kind="exists",
+                channel=asked.name,
+            )
         shared = next((channel.bucket for channel in known if channel.bucket.url == url), None)
         sealed = None if asked.credentials is None else self._vault.seal(url, asked.credentials.encode())
         if shared is not None and sealed is None:
@@ -219,7 +241,7 @@ class Administration:
             actor=actor,
         )
         await self._changes.on_channel(channel.name)
-        return _channel_view(channel)
+        return _made_channel(channel, made=True)
 
     async def list_channels(self, _asked: Nothing, _actor: str = ADMIN) -> list[ChannelView]:
         """All channels, by name."""
@@ -313,6 +335,7 @@ class Administration:
     async def status(self, _asked: Nothing, _actor: str = ADMIN) -> Status:
         """The hub at a glance."""
         channels = await self._registry.channels()
+        nats, warnings = ((), ()) if self._bus is None else self._bus()
         return Status(
             hub=self._hub_public,
             urls=self._urls,
@@ -322,6 +345,8 @@ class Administration:
             quota=sum(channel.quota for channel in channels),
             charged=sum(channel.charged for channel in channels),
             checks={} if self._checks is None else dict(await self._checks()),
+            nats=nats,
+            warnings=warnings,
         )
 
 
@@ -336,7 +361,7 @@ class Operation[R: Request, A]:
 
 #: Everything the admin can ask for, by name.
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
-    "channel.create": Operation(ChannelCreate, ChannelView, Administration.create_channel),
+    "channel.create": Operation(ChannelCreate, MadeChannel, Administration.create_channel),
     "channel.list": Operation(Nothing, list[ChannelView], Administration.list_channels),
     "channel.show": Operation(ChannelNamed, ChannelDetail, Administration.show_channel),
     "channel.invite": Operation(InviteCreate, NewInvite, Administration.create_invite),
@@ -363,6 +388,10 @@ def _channel_view(channel: Channel) -> ChannelView:
         created_at=channel.created_at,
         binds=dict(channel.bucket.binds),
     )
+
+
+def _made_channel(channel: Channel, *, made: bool) -> MadeChannel:
+    return MadeChannel(**msgspec.structs.asdict(_channel_view(channel)), made=made)
 
 
 def _member_view(member: Member) -> MemberView:

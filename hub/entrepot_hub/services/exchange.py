@@ -42,6 +42,7 @@ from entrepot_hub.core.ledger import (
     WantOrder,
 )
 from entrepot_hub.core.members import Member
+from entrepot_hub.core.rounds import SILENCE
 from entrepot_hub.services.arbiter import Arbiter, Spawn
 from entrepot_hub.services.bucket_keeper import BucketKeeper, Verdict
 from entrepot_hub.services.channels import Channels, OpenChannel
@@ -126,8 +127,11 @@ class Exchange:
         unmet = any(state.state != "ready" for state in states) or view.opening is None
         again = self._settings.read_lease / 2  # in time to renew the leases
         if unmet:
-            quiet = self._rounds.quiet(channel.name, message.stream, now)
-            again = self._patience(order, now) if quiet else self._settings.again
+            again = self._settings.again
+            if self._rounds.quiet(channel.name, message.stream, now):
+                again = self._patience(order, now)
+            elif reason is None and not self._rounds.offered_by(channel.name, message.stream):
+                again = min(again, SILENCE + 0.1)  # soon it is clear whether anybody has it
         return WantReply(
             opening=None if view.opening is None else view.opening.encode(),
             objects=tuple(states),

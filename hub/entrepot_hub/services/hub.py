@@ -115,11 +115,16 @@ class Hub:
         return self._dispatcher.handled
 
     def nats_urls(self) -> Sequence[str]:
-        """Where nodes find NATS."""
-        nats = self.settings.nats
-        if nats.urls:
-            return nats.urls
-        return nats.server if self._nats is None else (self._nats.url,)
+        """Where nodes are told to find NATS."""
+        return self.settings.told_nats(self._nats_port)
+
+    def nats_warning(self) -> str | None:
+        """What is wrong with that; see :meth:`HubSettings.nats_warning`."""
+        return self.settings.nats_warning(self._nats_port)
+
+    @property
+    def _nats_port(self) -> int | None:
+        return None if self._nats is None else self._nats.port
 
     # -- start ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +224,7 @@ class Hub:
         readiness = Readiness(
             {"database": self._probe_database, "nats": self._probe_nats, "buckets": self._probe_buckets},
             time.monotonic,
+            lambda: () if self.nats_warning() is None else ("nats-address",),
         )
         administration = Administration(
             self._registry,
@@ -227,6 +233,7 @@ class Hub:
             urls=settings.urls,
             clock=time.time,
             changes=self,
+            bus=lambda: self.settings.nats_told(self._nats_port),
             checks=readiness.look,
         )
         context = WebContext(

@@ -48,15 +48,25 @@ class NewHub:
     backup: tuple[Path, ...]
 
 
-def create_hub(folder: Path, url: str, listen: Listen, nats_listen: Listen, *, plain: bool = False) -> NewHub:
-    """Set up a new hub in ``folder``, which must be absent or empty. Blocking.
+def create_hub(
+    folder: Path,
+    url: str,
+    listen: Listen,
+    nats_listen: Listen,
+    *,
+    plain: bool = False,
+    nats: Sequence[str] = (),
+    nats_urls: Sequence[str] = (),
+) -> NewHub:
+    """Set up a new hub in ``folder``, which must be absent or empty. ``nats`` and ``nats_urls`` as in
+    :func:`first_settings`. Blocking.
 
-    Raises Conflict (``exists``) where something is, InvalidInput for a bad address, Denied (``unreadable``)
-    where the folder cannot be written.
+    Raises Conflict (``exists``) where something is, InvalidInput for a bad address and for a mount point, Denied
+    (``unreadable``) where the folder cannot be written.
     """
     if "?" in str(folder):
         raise InvalidInput("a hub's folder has no question mark in its path", kind="invalid-setting")
-    text = first_settings(url, listen, nats_listen, plain=plain)
+    text = first_settings(url, listen, nats_listen, plain=plain, nats=nats, nats_urls=nats_urls)
     settings = parse_settings(folder, text.encode())
     master = MasterKey(secrets.token_bytes(KEY_LENGTH))
     identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
@@ -64,6 +74,8 @@ def create_hub(folder: Path, url: str, listen: Listen, nats_listen: Listen, *, p
     text = text.replace(f'"{url}"', f'"{settings.urls[0]}"')
     making = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
+        if folder.is_mount() and not (folder / FILE_NAME).exists():
+            raise _mount_point(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Conflict(
                 f"{folder} is not empty: a hub is never overwritten",
@@ -86,6 +98,8 @@ def create_hub(folder: Path, url: str, listen: Listen, nats_listen: Listen, *, p
         except OSError as error:
             if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
                 raise Conflict(f"{folder} was made meanwhile", kind="exists", folder=str(folder)) from None
+            if error.errno == errno.EBUSY:
+                raise _mount_point(folder) from None
             raise
         _sync(folder.parent)
     except OSError as error:
@@ -93,8 +107,21 @@ def create_hub(folder: Path, url: str, listen: Listen, nats_listen: Listen, *, p
     finally:
         with suppress(OSError):
             shutil.rmtree(making)
-    names = (MASTER_NAME, IDENTITY_NAME, DATABASE_NAME, FILE_NAME)
-    return NewHub(folder=folder, hub_public=identity.hub_public, backup=tuple(folder / name for name in names))
+    return NewHub(folder=folder, hub_public=identity.hub_public, backup=hub_files(folder))
+
+
+def hub_files(folder: Path) -> tuple[Path, ...]:
+    """The files that make a hub what it is, as :func:`create_hub` makes them."""
+    return tuple(folder / name for name in (MASTER_NAME, IDENTITY_NAME, DATABASE_NAME, FILE_NAME))
+
+
+def _mount_point(folder: Path) -> InvalidInput:
+    return InvalidInput(
+        f"{folder} is a mount point, and a hub's folder is moved into place as a whole",
+        kind="invalid-setting",
+        hint=f"Name a folder in it: {folder / 'hub'}",
+        folder=str(folder),
+    )
 
 
 def load_master(settings: HubSettings, given: str | None = None) -> MasterKey:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
 from entrepot.core.errors import Denied, InvalidInput, NotFound
-from entrepot.core.invite import check_origin
+from entrepot.core.invite import check_origin, is_loopback
 
 FILE_NAME: Final = "hub.toml"
 SOCKET_NAME: Final = "hub.sock"
@@ -47,7 +49,12 @@ class Listen:
         return cls(match["host"].strip("[]"), int(match["port"]))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{self.quoted}:{self.port}"
+
+    @property
+    def quoted(self) -> str:
+        """The address as it stands in a URL: ``[…]`` around IPv6."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +145,42 @@ class HubSettings:
         """Whether all public addresses are https."""
         return all(url.startswith("https:") for url in self.urls)
 
+    def told_nats(self, port: int | None = None) -> tuple[str, ...]:
+        """Where nodes are told to find NATS: ``urls`` of ``[nats]``, else its ``server``, else where the hub's own one
+        listens (at ``port``, where it does). One that listens at all addresses has the name of the hub."""
+        nats = self.nats
+        if nats.urls or nats.server:
+            return nats.urls or nats.server
+        listen = Listen.parse(nats.listen)
+        host = _host(self.urls[0]) if _is_wildcard(listen.host) else listen.host
+        return (f"nats://{Listen(host, port or listen.port)}",)
+
+    def nats_warning(self, port: int | None = None) -> str | None:
+        """What nodes on other machines will stumble over, and the line for ``hub.toml`` that mends it: the hub is
+        public, and they are told to find NATS at an address that is their own machine. None if all is well."""
+        host = _host(self.urls[0])
+        if is_loopback(host):
+            return None
+        told = next((url for url in self.told_nats(port) if _is_here(_host(url))), None)
+        if told is None:
+            return None
+        nats = self.nats
+        if not nats.server and not nats.urls and not self.secure:
+            line = f'listen = "0.0.0.0:{port or Listen.parse(nats.listen).port}"'
+        elif not nats.server and self.secure:
+            line = f'urls = ["wss://{Listen(host, 0).quoted}/nats"]'
+        else:
+            line = f'urls = ["tls://{Listen(host, 4222)}"]'
+        return (
+            f"nodes are told to find the message bus at {told}, which is their own machine: put  {line}  into [nats] "
+            f"of {FILE_NAME}, or the address that does lead from them to the bus"
+        )
+
+    def nats_told(self, port: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """:meth:`told_nats` and all warnings about it."""
+        warning = self.nats_warning(port)
+        return self.told_nats(port), () if warning is None else (warning,)
+
     def with_nats(self, servers: Sequence[str]) -> HubSettings:
         """The same settings, with these NATS servers instead of one of the hub's own."""
         nats = msgspec.structs.replace(self.nats, server=check_nats_urls(servers))
@@ -211,8 +254,34 @@ def check_nats_urls(urls: Sequence[str]) -> tuple[str, ...]:
     return tuple(urls)
 
 
-def first_settings(url: str, listen: Listen, nats_listen: Listen, *, plain: bool) -> str:
-    """The text of a new hub's ``hub.toml``."""
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address means whoever uses it."""
+    return _is_wildcard(host) or is_loopback(host)
+
+
+def first_settings(
+    url: str,
+    listen: Listen,
+    nats_listen: Listen,
+    *,
+    plain: bool,
+    nats: Sequence[str] = (),
+    nats_urls: Sequence[str] = (),
+) -> str:
+    """The text of a new hub's ``hub.toml``. ``nats``: the NATS servers to use instead of one of its own; ``nats_urls``:
+    where nodes find them. Raises InvalidInput (``invalid-setting``) for what is no address of one."""
+    server, told = check_nats_urls(nats), check_nats_urls(nats_urls)
     lines = [
         "# Settings of this entrepot hub. No secret belongs here.",
         "",
@@ -227,8 +296,13 @@ def first_settings(url: str, listen: Listen, nats_listen: Listen, *, plain: bool
         "",
         "[nats]",
         '# The hub\'s own message bus. With  server = ["nats://…"]  it uses yours instead.',
-        f'listen = "{nats_listen}"',
+        f"server = {_toml_list(server)}" if server else f'listen = "{nats_listen}"',
         '# Where nodes find it, if not there:  urls = ["tls://bus.example.org:4222"]',
+        *([f"urls = {_toml_list(told)}"] if told else []),
         "",
     ]
     return "\n".join(lines)
+
+
+def _toml_list(urls: Sequence[str]) -> str:
+    return msgspec.json.encode(list(urls)).decode()  # of plain characters only: the same in TOML

@@ -205,9 +205,11 @@ def real_path(path: Path) -> Path:
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:
-    """Makes the folder and what is missing above it."""
+    """Makes the folder and what is missing above it, all with ``mode``."""
     with translated(path):
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        for folder in [each for each in reversed(path.parents) if not each.exists()]:
+            folder.mkdir(mode=mode, exist_ok=True)
+        path.mkdir(mode=mode, exist_ok=True)
 
 
 # ---- reading and writing at a position

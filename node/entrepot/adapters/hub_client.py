@@ -125,9 +125,10 @@ class HubClient:
 
     async def join(self, invite: Invite, name: str) -> Joined:
         """Take up an invite under ``name``. The same key may repeat it. Denied (``bad-invite``,
-        ``expired``)."""
+        ``expired``), and where another hub answers than the one that made the invite, which is shown nothing."""
         if invite.hub_public != self.hub_public:
             raise Denied("this invite is for another hub", kind="bad-invite", hint="Ask for a new invite.")
+        await self.hub()
         request = JoinRequest(
             invite=invite.id.hex(),
             node=self._key.public,
@@ -266,8 +267,8 @@ class HubClient:
     def _expect(self, hub: str) -> None:
         if hub != self.hub_public:
             raise Denied(
-                f"another hub answers at {self.url} than the one that was joined",
-                hint="Was the hub set up anew? Then ask for a new invite.",
+                f"another hub answers there: {self.url} is not the hub that this node was invited to",
+                hint="Is the address right? If the hub was set up anew, ask for a new invite.",
                 expected=self.hub_public,
                 found=hub,
             )

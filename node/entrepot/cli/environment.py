@@ -1,4 +1,5 @@
-"""What the commands take from the environment: the one place of the node that reads it.
+"""What the commands, and programs that use ``entrepot.get`` and its like, take from the environment: the one place of
+the node that reads it.
 
 ``ENTREPOT_HOME``, ``ENTREPOT_CA_FILE``, ``ENTREPOT_PLAIN_HTTP``, ``ENTREPOT_DEBUG`` and the proxy variables that curl
 and Python know.
@@ -50,12 +51,9 @@ class Environment:
             home=self.home,
             ca_file=ca_file,
             proxy=secure,
+            no_proxy=tuple(host for host in self.proxies.get("no", "").replace(" ", ",").split(",") if host),
             hub=HubClientSettings(plain=self.plain_http),
-            transfer=TransferSettings(
-                http_proxy=self.proxies.get("http"),
-                https_proxy=secure,
-                no_proxy=tuple(host for host in self.proxies.get("no", "").replace(" ", ",").split(",") if host),
-            ),
+            transfer=TransferSettings(http_proxy=self.proxies.get("http")),
         )
 
 

@@ -11,6 +11,7 @@ from entrepot.cli.options import Json, Quiet
 from entrepot.cli.output import Output, one_line
 from entrepot.cli.running import interruptible, run
 from entrepot.core.errors import InvalidInput
+from entrepot.core.rights import shorten_rights
 
 _MAX_INVITE = 4096
 
@@ -43,7 +44,8 @@ def join(
 
     with interruptible(out, "Whether it was taken up is not known: the same command may be repeated."):
         joined = run(work())
-    out.note(f"This node is {one_line(joined.name)} at {joined.host}, with the rights {one_line(joined.rights)}.")
+    rights = shorten_rights(joined.rights)
+    out.note(f"This node is {one_line(joined.name)} at {joined.host}, with the rights {one_line(rights)}.")
     out.result(
         {
             "url": joined.hub_url,
@@ -72,7 +74,7 @@ def whoami(json: Json = False, quiet: Quiet = False) -> None:
         lines.append(f"{hub.host}  as {one_line(hub.name)}")
         lines.append(f"  node    {hub.node}")
         lines.append(f"  hub     {hub.public}")
-        lines += [f"  channel {one.name}  {one_line(one.rights)}" for one in hub.channels]
+        lines += [f"  channel {one.name}  {one_line(shorten_rights(one.rights))}" for one in hub.channels]
     if not hubs:
         out.note("This node has joined no hub. Ask for an invite, then: entrepot join URL")
     out.result({"home": settings.home, "hubs": [hub_document(hub) for hub in hubs]}, *lines)

@@ -41,7 +41,7 @@ class Output:
     def result(self, document: Mapping[str, object], *lines: str) -> None:
         """The result: ``document`` with ``--json``, else ``lines``."""
         if self.as_json:
-            write(sys.stdout, json.dumps(plain(document), ensure_ascii=False))
+            write(sys.stdout, json.dumps(plain(document)))
         else:
             self.lines(*lines)
 
@@ -65,7 +65,7 @@ class Output:
         """The command ends because of Ctrl-C."""
         if self.as_json:
             error = RetryLater("interrupted", kind="cancelled", hint=remark)
-            write(sys.stdout, json.dumps({"error": to_wire(error)}, ensure_ascii=False))
+            write(sys.stdout, json.dumps({"error": to_wire(error)}))
         else:
             write(sys.stderr, f"entrepot: interrupted. {remark}")
 
@@ -95,7 +95,7 @@ class Failures:
 def fail(error: EntrepotError, *, as_json: bool) -> int:
     """Tell why the command failed; its exit code."""
     if as_json:
-        write(sys.stdout, json.dumps({"error": to_wire(error)}, ensure_ascii=False))
+        write(sys.stdout, json.dumps({"error": to_wire(error)}))
     else:
         tell(error)
     return error.exit_code

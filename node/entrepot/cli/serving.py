@@ -12,10 +12,11 @@ import typer
 from entrepot.cli.options import Json, Quiet
 from entrepot.cli.output import Output, counted, one_line, plain, table
 from entrepot.cli.running import interruptible, run
-from entrepot.core.errors import InvalidInput
+from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from entrepot.adapters.store import Size
     from entrepot.core.identifiers import StreamId
     from entrepot.services.control import DaemonStatus, HubView
     from entrepot.services.settings import NodeSettings
@@ -113,8 +114,15 @@ async def ensure_daemon(settings: NodeSettings, streams: Sequence[StreamId], out
     return False
 
 
-def status(json: Json = False, quiet: Quiet = False) -> None:
-    """Tell how the daemon, the hubs, the channels and the transfers stand."""
+def status(
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 6 unless a daemon serves and each hub that was joined is up.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell how the daemon, the store, the hubs, the channels and the transfers stand."""
+    from entrepot.adapters.store import Size
     from entrepot.cli.environment import read_environment
     from entrepot.core.errors import NotFound
     from entrepot.services.daemon_client import DaemonClient
@@ -123,30 +131,69 @@ def status(json: Json = False, quiet: Quiet = False) -> None:
     out = Output(as_json=json, quiet=quiet)
     settings = read_environment().settings()
 
-    async def ask() -> tuple[DaemonStatus | None, list[dict[str, object]]]:
+    async def ask() -> tuple[DaemonStatus | None, Size, list[dict[str, object]]]:
+        hubs = [hub_document(hub) for hub in await Hubs(settings.hubs_file).list()]
         try:
             running = await DaemonClient(settings).status()
         except NotFound:
-            running = None
-        return running, [hub_document(hub) for hub in await Hubs(settings.hubs_file).list()]
+            return None, await _size(settings), hubs
+        return running, Size(running.stored_bytes, running.linked_bytes, running.streams), hubs
 
-    running, hubs = run(ask())
+    running, size, hubs = run(ask())
+    problem = _down(running, hubs) if check else None
     lines = [f"home      {settings.home}"]
     if running is None:
         lines.append("daemon    none: nothing is served (start it: entrepot up)")
-        lines += [f"hub       {one_line(str(hub['host']))}  {channel_list(hub)}" for hub in hubs]
     else:
         age = format_duration(max(time.time() - running.started, 0))
         lines.append(f"daemon    process {running.pid}, version {running.version}, up for {age}")
-        lines.append(
-            f"store     {counted(running.streams, 'stream')}, {format_size(running.stored_bytes)} stored, "
-            f"{format_size(running.linked_bytes)} linked"
-        )
+    lines.append(
+        f"store     {counted(size.streams, 'stream')}, {format_size(size.stored)} stored, "
+        f"{format_size(size.linked)} linked"
+    )
+    if running is not None:
         for view in running.hubs:
             lines += _hub_lines(view)
+    else:
+        lines += [f"hub       {one_line(str(hub['host']))}  {channel_list(hub)}" for hub in hubs]
     if not hubs:
         lines.append("hubs      none joined (ask for an invite, then: entrepot join URL)")
-    out.result({"home": settings.home, "daemon": running, "hubs": hubs}, *lines)
+    document = {
+        "home": settings.home,
+        "daemon": running,
+        "store": {"streams": size.streams, "stored_bytes": size.stored, "linked_bytes": size.linked},
+        "hubs": hubs,
+    }
+    out.result(document if problem is None else {**document, "error": problem}, *lines)
+    if problem is not None:
+        out.failed(problem)
+        raise typer.Exit(problem.exit_code)
+
+
+async def _size(settings: NodeSettings) -> Size:
+    """What the store takes. One that was never made is not made now."""
+    from entrepot.adapters.store import Size, Store
+    from entrepot.adapters.store.store import CATALOGUE
+
+    if not await asyncio.to_thread((settings.store_folder / CATALOGUE).exists):
+        return Size(0, 0, 0)
+    async with Store(settings.store_folder, settings.store) as store:
+        return await store.size()
+
+
+def _down(running: DaemonStatus | None, hubs: Sequence[object]) -> RetryLater | None:
+    """Why this node does not serve all that it could, if it does not."""
+    if running is None:
+        return RetryLater("no daemon runs here: nothing is served", hint="Start it: entrepot up")
+    down = [view for view in running.hubs if view.state != "up"]
+    if down:
+        states = "; ".join(f"{view.host} is {view.state}" for view in down)
+        return RetryLater(f"not every hub is up: {states}", kind="hub-unreachable", hint="The daemon goes on trying.")
+    if not hubs:
+        return RetryLater("no hub was joined", hint="Ask for an invite, then: entrepot join URL")
+    if len(running.hubs) < len(hubs):
+        return RetryLater("the daemon has not heard of every hub yet", kind="hub-unreachable")
+    return None
 
 
 def _hub_lines(view: HubView) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entrepot.cli.options import Channel, Hub, Json, Quiet, Timeout, check_channel, check_host
-from entrepot.cli.output import Failures, Output, write_bytes
+from entrepot.cli.output import Failures, Output, one_line, write_bytes
 from entrepot.cli.progress import display
 from entrepot.cli.running import interruptible, run
 from entrepot.core.errors import EntrepotError, InvalidInput
@@ -90,7 +90,8 @@ def add(
 def get(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A URI, or a stream id of a channel that was joined.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Where to; by default ./NAME.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="A file, or a folder for it; by default ./NAME."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")] = False,
     wait: Annotated[
@@ -108,7 +109,8 @@ def get(
 ) -> None:
     """Fetch a stream, verify it and print the path of the file.
 
-    What is here already is not fetched again, so the same command resumes after an interruption.
+    What is here already is not fetched again, so the same command resumes after an interruption, and once the file is
+    there it does nothing.
     """
     from entrepot.cli.environment import read_environment
     from entrepot.services.node import Node
@@ -161,6 +163,8 @@ def get(
 
 def summary(got: Got, took: float) -> str:
     """What a finished ``get`` tells; ``took`` in seconds."""
+    if got.how == "there":
+        return f"{one_line(str(got.path))} is already there, unchanged."
     if got.fetched_bytes == 0:
         return f"{format_size(got.length)}, all of it was here already."
     text = f"{format_size(got.fetched_bytes)} in {format_duration(took)}, {format_rate(got.fetched_bytes / took)}"

@@ -23,7 +23,7 @@ from entrepot.services.estimate import Info
 from entrepot.services.node import Added, Got, Identity, Joined, Node, Status, Target
 from entrepot.services.progress import OnProgress
 from entrepot.services.reading import RemoteFile
-from entrepot.services.settings import NodeSettings, default_home
+from entrepot.services.settings import NodeSettings
 
 
 class Blocking:
@@ -46,12 +46,11 @@ class Blocking:
         """Opens the node. Raises what opening a store raises."""
         if self._loop is not None:
             raise InvalidInput("a node can be opened once")
-        settings = self._settings or NodeSettings(home=default_home())
         loop = self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, args=(loop,), name="entrepot", daemon=True)
         self._thread.start()
         try:
-            self._node = self.wait(_opened(settings))
+            self._node = self.wait(_opened(self._settings))
         except BaseException:
             self.close()
             raise
@@ -264,7 +263,7 @@ class BlockingFile(io.RawIOBase):
                 super().close()
 
 
-async def _opened(settings: NodeSettings) -> Node:
+async def _opened(settings: NodeSettings | None) -> Node:
     return await Node(settings).__aenter__()
 
 
@@ -274,33 +273,3 @@ async def _next(pieces: AsyncGenerator[bytes]) -> bytes | None:
 
 async def _close(pieces: AsyncGenerator[bytes]) -> None:
     await pieces.aclose()
-
-
-_shared: Blocking | None = None
-_guard = threading.Lock()
-
-
-def shared() -> Blocking:
-    """The node of this machine's default home, opened at first use and kept for the life of the process."""
-    global _shared  # noqa: PLW0603  # one for the process is what it is for
-    with _guard:
-        if _shared is None:
-            node = Blocking()
-            node.start()
-            _shared = node
-        return _shared
-
-
-def add(path: Path | str, **options: object) -> Added:
-    """:meth:`Blocking.add` of the :func:`shared` node."""
-    return shared().add(path, **options)  # type: ignore[arg-type]
-
-
-def get(target: Target, output: Path | str | None = None, **options: object) -> Got:
-    """:meth:`Blocking.get` of the :func:`shared` node."""
-    return shared().get(target, output, **options)  # type: ignore[arg-type]
-
-
-def open(target: Target, **options: object) -> BlockingFile:  # noqa: A001  # as in entrepot.open
-    """:meth:`Blocking.open` of the :func:`shared` node."""
-    return shared().open(target, **options)  # type: ignore[arg-type]

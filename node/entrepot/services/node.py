@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from entrepot.adapters.files import translated
 from entrepot.adapters.hub_client import HubClient
 from entrepot.adapters.store import Entry, Size, Store, Verification
 from entrepot.adapters.transfer import Transfers
@@ -36,10 +35,11 @@ from entrepot.services.fetching import Fetched, Getter
 from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, host_of, with_channels
 from entrepot.services.keychain import Keychain
 from entrepot.services.lifetime import Lifetime
+from entrepot.services.output import is_taken, output_path, taken
 from entrepot.services.progress import Kind, Meter, OnProgress
 from entrepot.services.reading import RemoteFile
 from entrepot.services.session import Session
-from entrepot.services.settings import NodeSettings
+from entrepot.services.settings import NodeSettings, default_home
 
 _ALIAS: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -76,8 +76,9 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """A stream that is a file now. ``how`` the output got its bytes: ``moved``, ``reflink``, ``copied``, ``linked``.
-    ``fetched_bytes`` came over the network now, ``from_bucket_bytes`` of them lay in the bucket already."""
+    """A stream that is a file now. ``how`` the output got its bytes: ``moved``, ``reflink``, ``copied``, ``linked``, or
+    ``there``: it was this stream's unchanged file already, and nothing was done. ``fetched_bytes`` came over the
+    network now, ``from_bucket_bytes`` of them lay in the bucket already."""
 
     path: Path
     stream: StreamId
@@ -123,11 +124,13 @@ class _Meant:
 class Node:
     """A node with its home, store and hubs. An async context manager; may be opened and closed from other tasks.
 
+    Without ``settings`` its home is :func:`default_home`, whatever the environment says: that is for entry points.
     Opening does not touch the network; a hub is asked when it is needed and not before. Errors are those of
     :mod:`entrepot.core.errors`.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings | None = None) -> None:
+        settings = settings or NodeSettings(home=default_home())
         self.settings = settings
         self.daemon = DaemonClient(settings)
         self._keys = Keychain(settings.seed_file)
@@ -276,17 +279,26 @@ class Node:
         wait: float | None = None,
         progress: OnProgress | None = None,
     ) -> Got:
-        """Make a stream the file ``output`` (``./NAME`` if none is given), verified, with one copy on the disk.
+        """Make a stream the file ``output`` (``./NAME`` if none is given, ``output/NAME`` if it is a folder), verified,
+        with one copy on the disk.
 
         ``target`` is a URI, a stream id, or ``sha256:…`` of a stream that is here. What is here already is not fetched
         again, and what is complete here needs no hub. ``deadline``: seconds without a verified byte after which it
         fails with the reason. ``wait``: stay for so many seconds until a holder comes online; the want stays with the
-        hub meanwhile. Raises ``exists`` without ``force``, ``no-such-file`` for an output without a folder.
+        hub meanwhile. An output that is this stream already stays as it is; for anything else that is there it raises
+        ``exists`` without ``force``, and ``no-such-file`` for an output without a folder.
         """
         meant = await self._meant(target, channel, hub)
-        path = Path(output) if output is not None else _named(meant.name or meant.stream.hex)
-        await asyncio.to_thread(_check_output, path, force)
+        path = await asyncio.to_thread(output_path, output, meant.name or meant.stream.hex)
+        there = await asyncio.to_thread(is_taken, path)
         async with self._getting.setdefault(meant.stream, asyncio.Lock()):
+            if there and not force:
+                meter = self._meter("hash", progress)
+                if not await self._store.lies_at(meant.stream, path, progress=meter.count if progress else None):
+                    raise taken(path)
+                meter.close()
+                entry = await self._store.entry(meant.stream)
+                return Got(path, meant.stream, entry.opening.length, "there", 0, 0)
             try:
                 how = await self._store.export(meant.stream, path, force)
             except NotFound as error:
@@ -563,33 +575,6 @@ class Node:
             )
         entry = await self._store.entry(stream)
         return _Meant(stream, None, None, courtesy_name(entry.name), local_only=True)
-
-
-def _check_output(path: Path, force: bool) -> None:
-    with translated(path):
-        if path.is_dir():
-            raise InvalidInput(f"{path} is a folder", hint="Name the file in it.", path=str(path))
-        if not force and (path.is_symlink() or path.exists()):
-            raise Conflict(
-                f"{path} is already there",
-                kind="exists",
-                hint="Choose another name, or let it be replaced (--force).",
-                path=str(path),
-            )
-        if not path.absolute().parent.is_dir():
-            raise NotFound(f"there is no folder {path.absolute().parent}", kind="no-such-file", path=str(path))
-
-
-def _named(name: str) -> Path:
-    """A file in the folder one is in, under the name that came with a URI: by whoever made the URI, so never one
-    that programs read unasked (``.bashrc``) or take for an option."""
-    if name.startswith((".", "-")):
-        raise InvalidInput(
-            f"the file is called {name}, and the URI's word is not enough to make such a file",
-            hint="Name it yourself, with -o.",
-            name=name,
-        )
-    return Path(name)
 
 
 def _machine_name() -> str:

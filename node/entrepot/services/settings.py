@@ -12,7 +12,7 @@ import platformdirs
 from entrepot.adapters.bus import BusSettings
 from entrepot.adapters.hub_client import HubClientSettings
 from entrepot.adapters.store import StoreSettings
-from entrepot.adapters.transfer import TransferSettings
+from entrepot.adapters.transfer import TransferSettings, is_direct
 from entrepot.core.errors import InvalidInput
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.invite import is_loopback
@@ -58,12 +58,14 @@ class NodeSettings:
     """All settings of a node. ``home`` holds its seed, ``hubs.json``, the store and the daemon's socket and log.
 
     ``ca_file``: certificates (PEM) to trust beside the system's, for hub, bus and bucket. ``proxy``: the URL of an
-    HTTP proxy for hubs and for buckets with TLS; it may hold a password and is not shown.
+    HTTP proxy for hubs and for buckets with TLS; it may hold a password and is not shown. ``no_proxy``: hosts, domains
+    and addresses that are reached without one, each with a port or without; ``*`` is all.
     """
 
     home: Path
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
+    no_proxy: tuple[str, ...] = ()
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
@@ -99,9 +101,11 @@ class NodeSettings:
 
     def hub_settings(self, url: str) -> HubClientSettings:
         """The settings for the client of the hub at ``url`` with the node's certificates and proxy; a hub on this
-        machine is reached without."""
-        here = is_loopback(urlsplit(url).netloc.rpartition(":")[0] or urlsplit(url).netloc)
-        proxy = None if here else self.hub.proxy or self.proxy
+        machine, or one that ``no_proxy`` names, is reached without."""
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        direct = is_loopback(host) or is_direct(self.no_proxy, host, port)
+        proxy = None if direct else self.hub.proxy or self.proxy
         return replace(self.hub, ca_file=self.hub.ca_file or self.ca_file, proxy=proxy)
 
     def transfer_settings(self) -> TransferSettings:
@@ -111,6 +115,7 @@ class NodeSettings:
             transfer,
             ca_file=transfer.ca_file or self.ca_file,
             https_proxy=transfer.https_proxy or self.proxy,
+            no_proxy=transfer.no_proxy or self.no_proxy,
         )
 
     def bus_settings(self) -> BusSettings:
@@ -128,5 +133,5 @@ class NodeSettings:
 
 
 def default_home() -> Path:
-    """Where a node's home is on this machine if nobody says otherwise."""
+    """Where a node's home is on this machine if nobody says otherwise: the user's data folder."""
     return platformdirs.user_data_path("entrepot", appauthor=False)

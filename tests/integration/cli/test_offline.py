@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.integration.cli.conftest import Cli
+
+from entrepot.adapters.store import Store
+from entrepot.core.lock import SchemaLock
 
 EMPTY = "ffe7b33958dd5ce7079aee57184e33f68cf5d8c49856ab9828530a086d94d634"
 THREE_MILLION = "ff55a951c37248e968155b15fd1625dba004ccb17bf1d481fac8755d839fd0d6"
@@ -201,6 +205,37 @@ def test_a_daemon_comes_and_goes(cli: Cli) -> None:
     down = cli.run("down", "--json")
     assert json.loads(down.stdout) == {"stopped": True}
     assert json.loads(cli.run("status", "--json").stdout)["daemon"] is None
+
+
+def test_status_tells_of_the_store_without_a_daemon(cli: Cli) -> None:
+    """What the store holds is told although nothing serves it, and a store that was never made is not made."""
+    assert "store     0 streams, 0 B stored, 0 B linked\n" in cli.run("status").stdout
+    assert not cli.home.exists()
+
+    async def fill() -> None:
+        async with Store(cli.home / "store") as store:
+            await store.add_bytes(bytes(5000), channel="x/demo", lock=SchemaLock("demo"))
+
+    asyncio.run(fill())
+    assert "store     1 stream, " in cli.run("status").stdout
+    store = json.loads(cli.run("status", "--json").stdout)["store"]
+    assert (store["streams"], store["linked_bytes"], store["stored_bytes"] > 0) == (1, 0, True)
+
+
+def test_a_health_check_says_why_it_fails(cli: Cli) -> None:
+    """Status --check ends with 6 and a reason while no daemon runs, and while no hub was joined."""
+    done = cli.run("status", "--check")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        6,
+        ["entrepot: no daemon runs here: nothing is served", "  Start it: entrepot up"],
+    )
+    assert "daemon    none" in done.stdout
+    cli.run("up", "--detach")
+    done = cli.run("status", "--check", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["error"]["message"]) == (6, "no hub was joined")
+    assert document["daemon"]["pid"]
+    cli.run("down")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

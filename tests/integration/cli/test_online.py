@@ -52,8 +52,14 @@ def test_a_file_travels(lab: Cli, office: Cli, hub: HubProcess) -> None:
     assert (got.returncode, got.stdout) == (0, f"{name}\n"), got.stderr
     assert (office.folder / name).read_bytes() == path.read_bytes()
     again = office.run("get", uri)
-    assert (again.returncode, again.stdout) == (5, "")
-    assert "--force" in again.stderr
+    assert (again.returncode, again.stdout) == (0, f"{name}\n")
+    assert again.stderr == f"{name} is already there, unchanged.\n"
+    (office.folder / "taken").write_text("mine")
+    refused = office.run("get", uri, "--output", "taken")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert "--force" in refused.stderr
+    (office.folder / "folder").mkdir()
+    assert office.run("get", uri, "-o", "folder").stdout == f"folder/{name}\n"
     document = documented(office.run("get", stream, "-o", "copy", "--json"))
     assert document["path"] == str(office.folder / "copy")
     assert (document["fetched_bytes"], document["length"]) == (0, 300_000)
@@ -128,7 +134,8 @@ def test_status_and_whoami_tell_where_it_belongs(lab: Cli, hub: HubProcess) -> N
     assert (hubs[0]["name"], hubs[0]["host"], hubs[0]["channels"][0]["name"]) == ("lab", hub.host, "demo")
     lock = hubs[0]["channels"][0]["schema_lock"]
     assert (lock["miniblock"], lock["object"]) == (16384, 65536)
-    assert "request:files" in lab.run("whoami").stdout
+    assert "  channel demo  request,provide\n" in lab.run("whoami").stdout
+    assert lab.run("status", "--check").returncode == 0
 
 
 def test_several_channels_have_to_be_told_apart(nodes: Nodes, hub: HubProcess) -> None:

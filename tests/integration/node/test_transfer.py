@@ -102,9 +102,40 @@ async def test_a_get_into_no_folder_asks_for_nothing(site: Site, original: Path,
     with pytest.raises(NotFound) as caught:
         await taker.get(added.uri, tmp_path / "no" / "folder")
     assert caught.value.kind == "no-such-file"
+    in_the_way = tmp_path / "taken" / "original.bin"
+    await asyncio.to_thread(in_the_way.mkdir, parents=True)
     with pytest.raises(InvalidInput):
-        await taker.get(added.uri, tmp_path)
+        await taker.get(added.uri, in_the_way.parent)
     assert site.grid.objects() == {}
+
+
+async def test_an_output_may_be_a_folder(site: Site, original: Path, data: bytes, tmp_path: Path) -> None:
+    """As with cp, the file comes to lie in the folder, under its own name."""
+    giver, taker = await site.node("giver"), await site.node("taker")
+    await site.up("giver")
+    added = await giver.add(original)
+    folder = tmp_path / "folder"
+    await asyncio.to_thread(folder.mkdir)
+    got = await taker.get(added.uri, folder)
+    assert got.path == folder / "original.bin"
+    assert await content_of(got.path) == data
+
+
+async def test_a_finished_get_may_be_repeated(site: Site, original: Path, data: bytes, tmp_path: Path) -> None:
+    """Where the output is the stream already, nothing is done and nobody asked; a changed one is in the way."""
+    giver, taker = await site.node("giver"), await site.node("taker")
+    await site.up("giver")
+    added = await giver.add(original)
+    out = tmp_path / "out"
+    await taker.get(added.uri, out)
+    await site.grid.stop()
+    again = await taker.get(added.uri, out)
+    assert (again.path, again.how, again.length, again.fetched_bytes) == (out, "there", len(data), 0)
+    await asyncio.to_thread(out.write_bytes, data[::-1])
+    with pytest.raises(Conflict) as caught:
+        await taker.get(added.uri, out)
+    assert caught.value.kind == "exists"
+    assert await content_of(out) == data[::-1]
 
 
 async def test_the_bucket_serves_when_the_holder_is_gone(

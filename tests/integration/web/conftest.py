@@ -155,6 +155,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             checks: Mapping[str, Callable[[], Awaitable[None]]] | None = None,
             limits: LimitSettings | None = None,
             readiness_clock: Callable[[], float] = time.monotonic,
+            warnings: tuple[str, ...] = (),
         ) -> Served:
             nonlocal count
             count += 1
@@ -175,7 +176,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
             clock, heard = Clock(), Heard()
             registry, ledger = Registry(database, master), SqlLedger(database)
-            readiness = Readiness(checks or {}, readiness_clock)
+            readiness = Readiness(checks or {}, readiness_clock, lambda: warnings)
             administration = Administration(
                 registry,
                 Vault(master, identity.hub_public, settings.urls[0], clock),

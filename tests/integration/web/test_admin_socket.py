@@ -23,7 +23,8 @@ from entrepot_hub.services.administration import (
     NodeNamed,
     Nothing,
 )
-from entrepot_hub.services.web.admin import AdminClient, AdminSocket, answers
+from entrepot_hub.services.web.admin import AdminSocket
+from entrepot_hub.services.web.admin_client import AdminClient, answers
 
 pytestmark = pytest.mark.blocking  # looks at files
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.integration.web.conftest import free_port
 
 from entrepot.core.invite import Invite
 from entrepot_hub.cli.main import main
@@ -68,8 +71,8 @@ class Command:
 
     def error(self, *arguments: str, code: int, **how) -> dict:
         done = self(*arguments, "--json", code=code, **how)
-        assert done.stdout == ""
-        return json.loads(done.stderr)["error"]
+        assert done.stderr == ""
+        return json.loads(done.stdout)["error"]
 
 
 @pytest.fixture
@@ -168,9 +171,15 @@ def test_exit_codes_follow_the_errors(ready, tmp_path):
     assert ready.error("channel", "grant", "demo", "nobody", "read", code=3)["kind"] == "no-such-node"
     assert ready.error("node", "suspend", "nobody", code=3)["kind"] == "no-such-node"
     human = ready("channel", "show", "none", code=3)
-    assert human.stderr.startswith("error: ")
+    assert human.stderr == "entrepot-hub: there is no channel none\n"
     assert human.stdout == ""
-    assert ready("channel", "nothing", code=2).stdout == ""
+    human = ready("channel", "create", "two", "--bucket", bucket, "--quota", "10GB", code=2)
+    assert human.stderr.splitlines()[1].startswith("  Write a whole number")
+    assert ready("channel", "nothing", code=2).stderr.splitlines() == [
+        "entrepot-hub: no such command 'nothing'",
+        "  Try: entrepot-hub channel --help",
+    ]
+    assert ready.error("channel", "show", code=2)["hint"] == "Try: entrepot-hub channel show --help"
     nowhere = Command(tmp_path / "none").error("status", code=3)
     assert nowhere["kind"] == "not-running"
     assert "init" in nowhere["hint"]
@@ -269,9 +278,86 @@ def test_names_of_nodes_are_shown_as_they_are(ready):
     asyncio.run(add())
     assert "[red]:bomb:[/]" in ready("node", "list").stdout
     done = ready("channel", "grant", "demo", key.public[:12], "request")
-    assert "request:files" in done.stdout
+    assert done.stdout == "[red]:bomb:[/] in demo: request\n"
     done = ready("channel", "revoke", "demo", "[red]")
     assert "when it starts" in done.stderr
+
+
+def test_a_hub_that_is_there_may_be_asked_for_again(command):
+    """With --if-missing init makes a hub once, says what is there, and still refuses a folder of something else."""
+    first = command.json("init", "--url", "http://127.0.0.1:8480", "--if-missing")
+    before = {path: path.read_bytes() for path in command.home.iterdir()}
+    again = command.json("init", "--url", "http://127.0.0.1:8480", "--if-missing")
+    assert (first["made"], again["made"]) == (True, False)
+    assert {**again, "made": True} == first
+    done = command("init", "--url", "http://127.0.0.1:9", "--if-missing")
+    assert done.stdout == f"hub {first['hub']} is there already, in {command.home}\n"
+    assert "its address is http://127.0.0.1:8480, not http://127.0.0.1:9" in done.stderr
+    assert {path: path.read_bytes() for path in command.home.iterdir()} == before
+    (command.home / "hub.toml").unlink()
+    assert command.error("init", "--url", "http://127.0.0.1:8480", "--if-missing", code=5)["kind"] == "exists"
+
+
+def test_a_channel_that_is_there_may_be_asked_for_again(ready, tmp_path):
+    """With --if-missing one on the same bucket is left as it is; one on another bucket is in the way."""
+    bucket = (ready.home / "bucket").as_uri()
+    create = ("channel", "create", "demo", "--if-missing", "--bucket")
+    again = ready.json(*create, bucket, "--quota", "1g")
+    assert (again["made"], again["quota"]) == (False, 10 << 30)
+    assert ready(*create, bucket).stdout == f"channel demo is there already: 10.0 GiB on {bucket}\n"
+    error = ready.error(*create, (tmp_path / "b2").as_uri(), code=5)
+    assert (error["kind"], bucket in error["message"]) == ("exists", True)
+    assert ready.json("channel", "create", "two", "--if-missing", "--bucket", bucket)["made"] is True
+    assert [line["action"] for line in ready.json("audit")] == ["channel.create"] * 2
+
+
+def test_a_health_check_fails_while_no_hub_runs(ready):
+    """Status --check ends with 6 and does not look into the database."""
+    (ready.home / "hub.db").unlink()
+    done = ready("status", "--check", code=6)
+    assert done.stderr == "entrepot-hub: no hub is running here\n  Start it: entrepot-hub serve\n"
+    assert ready.error("status", "--check", code=6)["kind"] == "retry-later"
+    assert not (ready.home / "hub.db").exists()
+
+
+def test_init_tells_when_nodes_could_not_find_the_bus(command):
+    """A public hub whose bus is announced at the loopback address is told so, with the line that mends it."""
+    line = 'urls = ["wss://hub.example.org/nats"]'
+    done = command("init", "--url", "https://hub.example.org")
+    assert line in done.stderr
+    assert "nats://127.0.0.1:4222" in done.stderr
+    assert line in command("status").stderr
+    status = command.json("status")
+    assert status["nats"] == ["nats://127.0.0.1:4222"]
+    assert [line in warning for warning in status["warnings"]] == [True]
+    settings = command.home / "hub.toml"
+    settings.write_text(settings.read_text() + line + "\n")
+    status = command.json("status")
+    assert (status["nats"], status["warnings"]) == (["wss://hub.example.org/nats"], [])
+
+
+def test_init_takes_a_nats_server_and_where_nodes_find_it(command):
+    """--nats and --nats-url stand in hub.toml; wrong ones are refused and nothing is made."""
+    url = ("init", "--url", "https://hub.example.org")
+    for option in ("--nats", "--nats-url"):
+        assert command.error(*url, option, "http://bus", code=2)["kind"] == "invalid-setting"
+        assert not command.home.exists()
+    done = command(*url, "--nats", "nats://127.0.0.1:4222", "--nats-url", "tls://bus.example.org:4222")
+    assert done.stderr == ""
+    text = (command.home / "hub.toml").read_text()
+    assert 'server = ["nats://127.0.0.1:4222"]' in text
+    assert 'urls = ["tls://bus.example.org:4222"]' in text
+    assert command.json("status")["nats"] == ["tls://bus.example.org:4222"]
+
+
+def test_what_people_read_is_compact(ready):
+    """No blank lines around tables; points in time in the audit log are dates; -h is --help everywhere."""
+    ready("channel", "invite", "demo")
+    for words in (("channel", "list"), ("channel", "show", "demo"), ("audit",)):
+        assert all(line.strip() for line in ready(*words).stdout.splitlines()), words
+    assert re.search(r"expires=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", ready("audit").stdout)
+    for command in ("", "channel", "channel create", "node list", "status"):
+        assert ready(*command.split(), "-h").stdout == ready(*command.split(), "--help").stdout
 
 
 def test_commands_reach_a_running_hub(command):
@@ -288,7 +374,7 @@ def test_commands_reach_a_running_hub(command):
     try:
         assert serving.stderr is not None
         assert "hub ready" in serving.stderr.readline()
-        status = command.json("status")
+        status = command.json("status", "--check")
         assert (status["running"], status["checks"]) == (True, {"database": "ok", "nats": "ok", "buckets": "ok"})
         assert command.json("channel", "create", "demo", "--bucket", bucket)["name"] == "demo"
         assert command.error("channel", "create", "demo", "--bucket", bucket, code=5)["kind"] == "exists"
@@ -304,6 +390,41 @@ def test_commands_reach_a_running_hub(command):
     assert [channel["name"] for channel in command.json("channel", "list")] == ["demo"]
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_serve_tells_nodes_where_its_bus_is(command, public):
+    """A bus at all addresses is announced by the hub's name; one at the loopback address is warned of when it serves,
+    and in /readyz."""
+    port = free_port()
+    address = "0.0.0.0" if public else "127.0.0.1"
+    url = ("--url", "https://hub.example.org", "--listen", f"127.0.0.1:{port}")
+    command("init", *url, "--nats-listen", f"{address}:0")
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "entrepot_hub.cli.main", "serve", "--log-json"],
+        env=os.environ | {"ENTREPOT_HUB_HOME": str(command.home)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serving.stderr is not None
+        assert "hub ready" in serving.stderr.readline()
+        status = command.json("status", "--check")
+        [told] = status["nats"]
+        assert re.fullmatch(r"nats://hub\.example\.org:[1-9]\d+" if public else r"nats://127\.0\.0\.1:[1-9]\d+", told)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+            ready = json.load(answer)
+        assert ready["ready"] is True
+        assert ready.get("warnings") == (None if public else ["nats-address"])
+        if not public:
+            assert serving.stderr.readline() == f"note: {status['warnings'][0]}\n"
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(timeout=30) == 0
+    finally:
+        serving.kill()
+        serving.wait()
+        if serving.stderr is not None:
+            serving.stderr.close()
+
+
 def test_starting_imports_nothing_heavy():
     """The help must come at once: what talks to databases, servers and buckets is imported when it is
     used."""
@@ -311,3 +432,12 @@ def test_starting_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"aiohttp", "alembic", "boto3", "cryptography", "nats", "psycopg", "rich", "sqlalchemy", "structlog"}
     assert heavy.isdisjoint(done.stdout.split())
+
+
+def test_asking_a_running_hub_imports_no_database():
+    """A command that goes through the socket needs neither the database nor the buckets."""
+    code = "import sys, entrepot_hub.services.web.admin_client; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"aiohttp", "alembic", "boto3", "nats", "psycopg", "rich", "sqlalchemy", "structlog"}.isdisjoint(
+        done.stdout.split()
+    )

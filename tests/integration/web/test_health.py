@@ -39,6 +39,12 @@ async def test_alive_is_not_ready(make_hub, http):
     assert answer == {"ready": False, "checks": {"nats": "bus-unreachable", "bucket": "ok"}}
 
 
+async def test_a_warning_is_shown_and_is_no_reason_to_stop(make_hub, http):
+    """What nodes will stumble over is named beside the checks; the hub is ready nevertheless."""
+    hub = await make_hub(warnings=("nats-address",))
+    assert await ready(http, hub) == (200, {"ready": True, "checks": {}, "warnings": ["nats-address"]})
+
+
 async def test_a_look_counts_for_a_second(make_hub, http):
     """Many askers cause one look; after a second it is looked anew."""
     probes = Probes()

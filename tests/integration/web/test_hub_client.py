@@ -13,11 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.servers.proxy import Proxy
 
 from entrepot.adapters.hub_client import HubClient, HubClientSettings
 from entrepot.core.errors import Denied, EntrepotError, InvalidInput, RetryLater
 from entrepot.core.keyring import derive_node_key
 from entrepot.core.nkeys import KeyKind, SigningKey
+from entrepot.services.settings import NodeSettings
 
 HUB = SigningKey(KeyKind.OPERATOR, b"h" * 32).public
 KEY = derive_node_key(b"n" * 32, HUB)
@@ -204,6 +206,35 @@ async def test_a_ca_file_that_is_none(tmp_path):
         with pytest.raises(InvalidInput) as caught:
             await client.__aenter__()
         assert caught.value.kind == "invalid-setting"
+
+
+@pytest.mark.blocking  # the proxy is set up in this thread
+async def test_no_proxy_is_for_the_hub_too(hub):
+    """A hub goes through the proxy of the settings unless NO_PROXY names its host."""
+    proxy = Proxy()
+    try:
+        # An address that is this machine's and does not look like it: loopback addresses need no NO_PROXY.
+        url = hub.url.replace("127.0.0.1", "0.0.0.0")
+        host, _, port = url.removeprefix("http://").partition(":")
+        line = f"GET {url}/v1/hub HTTP/1.1"
+        for no_proxy, lines in (
+            ((), [line]),
+            (("example.org", f"{host}:1"), [line] * 2),
+            ((host,), [line] * 2),
+            ((f"{host}:{port}",), [line] * 2),
+            (("*",), [line] * 2),
+        ):
+            settings = NodeSettings(
+                home=Path("home"),
+                proxy=f"http://127.0.0.1:{proxy.port}",
+                no_proxy=no_proxy,
+                hub=HubClientSettings(plain=True, timeout=10),
+            )
+            async with HubClient(url, hub.key(), hub.hub_public, settings.hub_settings(url)) as client:
+                assert (await client.hub()).hub == hub.hub_public
+            assert proxy.lines == lines
+    finally:
+        proxy.close()
 
 
 async def test_a_proxy_that_is_not_there():

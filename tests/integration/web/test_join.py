@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from entrepot.adapters.hub_client import HubClient
 from entrepot.core.errors import Denied, EntrepotError, InvalidInput
 from entrepot.core.invite import Invite, join_proof
 
@@ -94,6 +95,18 @@ async def test_an_invite_of_another_hub_is_not_even_sent(make_hub):
         with pytest.raises(Denied) as caught:
             await client.join(invite, "lab")
     assert caught.value.kind == "bad-invite"
+
+
+async def test_an_invite_where_another_hub_answers(make_hub):
+    """A hub that took an address over is told apart before the invite is shown to it."""
+    first, second = await make_hub(), await make_hub()
+    await first.channel()
+    invite = await first.invite()
+    async with HubClient(second.url, first.key(), first.hub_public) as client:
+        with pytest.raises(Denied, match="another hub answers there") as caught:
+            await client.join(invite, "lab")
+    assert caught.value.data["found"] == second.hub_public
+    assert (await first.registry.invites("demo"))[0].used == 0
 
 
 @pytest.mark.parametrize(

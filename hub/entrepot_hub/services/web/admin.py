@@ -12,26 +12,21 @@ import fcntl
 import os
 import secrets
 import socket
-import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-import aiohttp
-import msgspec
 from aiohttp import web
 
-from entrepot.core.api import FaultAnswer
-from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound, RetryLater, from_wire
-from entrepot_hub.services.administration import ADMIN, OPERATIONS, Administration, Request
+from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound
+from entrepot_hub.services.administration import ADMIN, OPERATIONS, Administration
+from entrepot_hub.services.web.admin_client import answers
 from entrepot_hub.services.web.errors import json_answer
 from entrepot_hub.services.web.signatures import decode_body, read_body
 
 #: The longest path of a socket, in bytes, that Linux (108) and macOS (104) both take.
 _MAX_PATH: Final = 103
-_MAX_ANSWER: Final = 64 << 20
-_TIMEOUT: Final = 120.0  # seconds: surveying a bucket takes its time
 
 
 class AdminRoutes:
@@ -131,82 +126,3 @@ class AdminSocket:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def answers(path: Path) -> bool:
-    """Whether somebody listens at this socket. Blocking, for a moment."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(2.0)
-        try:
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise Denied(f"{path} is no socket", kind="unreadable", path=str(path))
-            asking.connect(os.fspath(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except TimeoutError:
-            return True
-        except OSError as error:
-            raise Denied(
-                f"the hub's socket cannot be opened: {error.strerror}",
-                kind="unreadable",
-                hint="Run this as the user that the hub runs as.",
-                path=str(path),
-            ) from None
-        return True
-
-
-class AdminClient:
-    """Asks a running hub through its socket. Raises what the hub answered, and RetryLater
-    (``hub-unreachable``)."""
-
-    def __init__(self, path: Path, *, timeout: float = _TIMEOUT) -> None:
-        self._path = path
-        self._timeout = timeout
-        self._http: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(os.fspath(self._path)),
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
-
-    async def call(self, operation: str, asked: Request) -> Any:
-        """The answer to one operation of :data:`OPERATIONS`, in its form."""
-        if self._http is None:
-            raise RetryLater("the connection to the hub is closed", kind="hub-unreachable")
-        try:
-            async with self._http.post(
-                f"http://hub/admin/{operation}",
-                data=msgspec.json.encode(asked),
-                headers={"Content-Type": "application/json"},
-            ) as response:
-                status, data = response.status, await response.content.read(_MAX_ANSWER)
-                while more := await response.content.read(_MAX_ANSWER):
-                    data += more
-        except TimeoutError:
-            raise RetryLater("the hub did not answer in time", kind="deadline") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise RetryLater(
-                f"the hub cannot be reached through its socket: {type(error).__name__}", kind="hub-unreachable"
-            ) from None
-        try:
-            if status == 200:
-                return msgspec.json.decode(data, type=OPERATIONS[operation].answer)
-            fault = msgspec.json.decode(data, type=FaultAnswer).error
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise RetryLater(
-                f"the hub's answer ({status}) cannot be read", hint="Is the hub of another version?"
-            ) from None
-        raise from_wire(fault.kind, fault.message, fault.hint, fault.data)

@@ -4,7 +4,7 @@ second."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -23,10 +23,16 @@ class Readiness:
     """Looks at everything that the hub needs, all at once, and remembers the outcome for a second.
 
     ``probes`` by name (``database``, ``nats``, ``bucket``); ``clock`` is monotonic. Concurrent askers share
-    one look.
+    one look. ``warnings``: names of what is set up so that nodes will stumble over it, though the hub works.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        probes: Mapping[str, Probe],
+        clock: Callable[[], float],
+        warnings: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._warnings = warnings
         self._probes = dict(probes)
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -58,10 +64,13 @@ class Readiness:
         return json_answer({"status": "ok"})
 
     async def readyz(self, _request: web.Request) -> web.Response:
-        """200 when all that the hub needs is there, else 503 with what is not."""
+        """200 when all that the hub needs is there, else 503 with what is not. A warning is no reason for 503."""
         seen = await self.look()
         ready = all(state == "ok" for state in seen.values())
-        return json_answer({"ready": ready, "checks": seen}, status=200 if ready else 503)
+        answer: dict[str, object] = {"ready": ready, "checks": seen}
+        if warnings := self._warnings():
+            answer["warnings"] = list(warnings)
+        return json_answer(answer, status=200 if ready else 503)
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``."""

@@ -111,26 +111,44 @@ class Adder:
                 self._database.run_from_thread(catalogue.drop_content, content.id)
         return self._reader.complete(self._reader.known(stream)) is not None
 
-    def _still_holds(self, known: Known, content: Content, progress: Progress | None, stop: Flag) -> bool:
-        try:
-            found = identify(content.path)
-            if found is None or found.size != known.opening.length:
-                return False
-            descriptor = open_source(content.path)
-        except EntrepotError:
+    def lies_at(self, stop: Flag, stream: StreamId, path: Path, *, progress: Progress | None) -> bool:
+        """See :meth:`Store.lies_at`."""
+        known = self._database.run_from_thread(catalogue.known, stream)
+        if known is None:
             return False
+        places = {real_path(path), real_path(path.parent) / path.name}
+        for content in known.contents:
+            if content.complete and not content.stored and content.path in places:
+                unchanged = self._reader.current(content, known.opening.length) is not None
+                return unchanged or self._still_holds(known, content, progress, stop)
+        return self._hashed_as(known, path, progress, stop) is not None
+
+    def _still_holds(self, known: Known, content: Content, progress: Progress | None, stop: Flag) -> bool:
+        found = self._hashed_as(known, content.path, progress, stop)
+        if found is None:
+            return False
+        self._database.run_from_thread(catalogue.settle_move, content.id, found, None)
+        return True
+
+    def _hashed_as(self, known: Known, path: Path, progress: Progress | None, stop: Flag) -> FileIdentity | None:
+        """What the file at ``path`` is, if hashing finds the stream in it. A file of another size is not read."""
+        try:
+            found = identify(path)
+            if found is None or found.size != known.opening.length:
+                return None
+            descriptor = open_source(path)
+        except EntrepotError:
+            return None
         try:
             settle(descriptor)
             before = identify_open(descriptor)
             if before.size != known.opening.length:
-                return False
+                return None
             hashed = hash_file(descriptor, before.size, 6, self._pool, alias=False, progress=progress, stop=stop)
-            if hashed.opening != known.opening or not _is_still(descriptor, content.path, before):
-                return False
+            same = hashed.opening == known.opening and _is_still(descriptor, path, before)
+            return before if same else None
         finally:
             os.close(descriptor)
-        self._database.run_from_thread(catalogue.settle_move, content.id, before, None)
-        return True
 
     def _unchanged(self, real: Path, identity: FileIdentity) -> Known | None:
         found = self._database.run_from_thread(catalogue.link_at, real)

@@ -212,6 +212,11 @@ class Store:
         its bytes did not) counts again, another one is forgotten. Returns whether the stream is held now."""
         return await self._run_stoppable(self._open.adder.refresh, stream, progress=progress)
 
+    async def lies_at(self, stream: StreamId, path: Path, *, progress: Progress | None = None) -> bool:
+        """Whether the file at ``path`` is this stream: one that the store links to and that has not changed since, or
+        one of the stream's length that is hashed now. False for a stream that the store does not know."""
+        return await self._run_stoppable(self._open.adder.lies_at, stream, path, progress=progress)
+
     # ---- asking
 
     async def find_alias(self, sha256: bytes) -> StreamId | None:

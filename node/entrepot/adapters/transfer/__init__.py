@@ -1,5 +1,6 @@
 """Bulk bytes between a node and a bucket, over plain HTTP on signed URLs."""
 
+from entrepot.adapters.transfer.connections import is_direct
 from entrepot.adapters.transfer.requests import (
     CancelToken,
     Moved,
@@ -9,4 +10,4 @@ from entrepot.adapters.transfer.requests import (
 )
 from entrepot.adapters.transfer.transfers import Transfers
 
-__all__ = ["CancelToken", "Moved", "PutOutcome", "SignedRequest", "TransferSettings", "Transfers"]
+__all__ = ["CancelToken", "Moved", "PutOutcome", "SignedRequest", "TransferSettings", "Transfers", "is_direct"]

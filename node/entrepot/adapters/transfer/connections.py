@@ -5,21 +5,25 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import ipaddress
 import select
 import socket
 import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from entrepot.adapters.transfer.requests import SignedRequest, TransferSettings
-from entrepot.core.errors import InvalidInput
+from entrepot.core.errors import Denied, InvalidInput
 
 #: Servers close what idles for long; a connection older than this is not used again. Seconds.
 KEPT_FOR: Final = 20.0
+#: Metadata services that are not at a link-local address: AWS over IPv6, Alibaba, Oracle.
+_METADATA: Final = frozenset(ipaddress.ip_address(a) for a in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192"))
 _UNSENT: Final = 256 << 10  # bytes that wait in the system's buffer to be sent
 
 
@@ -103,7 +107,7 @@ class Connections:
         proxy = self._settings.https_proxy if secure else self._settings.http_proxy
         if not proxy:
             return None
-        return None if any(_direct(name, host, port) for name in self._settings.no_proxy) else proxy
+        return None if is_direct(self._settings.no_proxy, host, port) else proxy
 
     def take(self, target: Target, *, fresh: bool = False) -> Connection:
         """A connection to ``target``, a kept one unless ``fresh``. Raises what sockets and TLS raise."""
@@ -117,6 +121,12 @@ class Connections:
             found.close()
         connection = Connection(self._connect(target), target, reused=False)
         connection.http.connect()
+        try:
+            if target.proxy is None:
+                refuse_metadata(connection.socket.getpeername()[0])
+        except BaseException:
+            connection.close()
+            raise
         connection.socket.settimeout(self._settings.idle_timeout)
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -168,8 +178,22 @@ class Connections:
         return connection
 
 
-def _direct(name: str, host: str, port: int) -> bool:
-    """Whether an item of NO_PROXY names the host: ``*``, a host or a domain, each with a port or without."""
+def refuse_metadata(address: str) -> None:
+    """Raises ``denied`` for the addresses at which clouds tell a machine its own credentials: no bucket is there, and a
+    hub that names one wants this node to ask for it. By address, so no name in the DNS gets around it."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    if found.is_link_local or found in _METADATA:
+        raise Denied(f"a signed URL leads to {found}, where this machine's own secrets may be told", host=str(found))
+
+
+def is_direct(no_proxy: Iterable[str], host: str, port: int) -> bool:
+    """Whether the host is reached without a proxy: whether an item of ``no_proxy`` names it. An item is ``*``, a host
+    or a domain, each with a port or without."""
+    return any(_names(item, host, port) for item in no_proxy)
+
+
+def _names(name: str, host: str, port: int) -> bool:
     name, host = name.strip().lower(), host.lower()
     if name.endswith(f":{port}"):
         name = name.removesuffix(f":{port}")

@@ -149,6 +149,7 @@ def _check(
     status = response.status
     if status not in (200, 206):
         body = error_body(response)
+        response.close()  # one without a length keeps the socket for itself
         if status == 416:
             if response.headers.get("Content-Range", "").endswith("/0"):
                 raise _tombstone(download)

@@ -27,8 +27,9 @@ from entrepot.adapters.transfer.answers import (
 )
 from entrepot.adapters.transfer.connections import Connection, Connections, poll, proxy_headers
 from entrepot.adapters.transfer.requests import CancelToken, Moved, PutOutcome, SignedRequest
-from entrepot.core.errors import Conflict
+from entrepot.core.errors import Conflict, InvalidInput
 
+_RECORD = 16 << 10  # bytes in one record of TLS
 _EXISTS = (409, 412)
 
 
@@ -112,7 +113,10 @@ def begin(connection: Connection, request: SignedRequest, extra: dict[str, str])
     if not target.secure:
         ours |= proxy_headers(target.proxy)
     for name, value in request.headers.items():
-        http_connection.putheader(name, value)
+        try:
+            http_connection.putheader(name, value)
+        except ValueError as error:
+            raise InvalidInput(f"a signed request has a header that cannot be sent: {name[:100]!r}") from error
     for name, value in ours.items():
         if name.lower() not in named:
             http_connection.putheader(name, value)
@@ -143,7 +147,8 @@ def _send(
             if not (can_read or can_write):
                 raise TimeoutError
             if can_write:
-                count = connection.socket.send(view)
+                # TLS gives nothing back before all of it is out: not more than one record, lest an answer be missed.
+                count = connection.socket.send(view[:_RECORD] if connection.target.secure else view)
                 view = view[count:]
                 sent += count
                 if progress is not None:
