@@ -345,7 +345,12 @@ class Machine:
 
     def wait_up(self) -> Self:
         """Wait until its daemon is up at its hubs."""
-        until(lambda: all(view.state == "up" for view in self.views()) and self.views(), 60, f"{self.name}'s daemon")
+
+        def is_up() -> bool:
+            views = self.views()
+            return bool(views) and all(view.state == "up" for view in views)
+
+        until(is_up, 60, f"{self.name}'s daemon")
         return self
 
     def views(self) -> Sequence[HubView]:

@@ -46,6 +46,7 @@ class Background:
         task = self._group.create_task(self.guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began: nobody else closes it
         return True
 
     def every(self, pause: float, work: Callable[[], Awaitable[object]]) -> None:

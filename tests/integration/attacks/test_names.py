@@ -56,7 +56,7 @@ async def test_folders_of_a_node_are_its_owners(empty_home: Path) -> None:
     try:
         home = empty_home / "deep" / "home"
         async with Node(settings(home)):
-            folders = [path for path in empty_home.rglob("*") if path.is_dir()]
+            folders = [path for path in (empty_home / "deep", *(empty_home / "deep").rglob("*")) if path.is_dir()]
     finally:
         os.umask(old)
     assert home in folders
