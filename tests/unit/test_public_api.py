@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,41 @@ def test_the_functions_read_the_environment_as_the_commands_do(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["not-joined", f"{home} {authority} http://proxy:1 None"]
     assert (home / "store").is_dir()
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(4)", "open('/none')"])
+def test_the_shared_node_is_closed_when_the_program_ends(tmp_path: Path, ending: str) -> None:
+    """A program that used the functions ends without a word of ours, also when it ends with an error, and the node
+    was closed."""
+    program = (
+        "import entrepot, sys\n"
+        "from entrepot.services.node import Node\n"
+        "close = Node.aclose\n"
+        "async def aclose(node):\n"
+        "    await close(node)\n"
+        "    print('closed')\n"
+        "Node.aclose = aclose\n"
+        "try:\n"
+        "    entrepot.add(sys.executable)\n"
+        "except entrepot.NotFound as error:\n"
+        "    print(error.kind)\n"
+        f"{ending}\n"
+    )
+    environment = {**os.environ, "ENTREPOT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert done.stdout.splitlines() == ["not-joined", "closed"]
+    said = done.stderr.splitlines()
+    if ending.startswith("open"):
+        assert (done.returncode, said[0], said[-1][:17]) == (
+            1,
+            "Traceback (most recent call last):",
+            "FileNotFoundError",
+        )
+        assert len([line for line in said if "Traceback" in line]) == 1
+        assert not [line for line in said if "entrepot" in line]
+    else:
+        assert (done.returncode, said) == (4 if ending else 0, [])
 
 
 def test_importing_it_loads_nothing() -> None:

@@ -214,7 +214,9 @@ def verify(
 
     async def work() -> None:
         async with Node(settings) as node:
-            names = {one.stream: one.name for one in await node.entries()}
+            entries = await node.entries()
+            names = {one.stream: one.name for one in entries}
+            empty = {one.stream for one in entries if one.opening.length == 0}
             for one in [target] if target is not None else list(names):
                 known = names.get(one) if not isinstance(one, str) else None
                 meter = shown.meter(known or str(one), "verifying")
@@ -224,13 +226,15 @@ def verify(
                     if problem is not None:
                         problems.append(problem)
                         out.failed(problem)
+                    elif not result.checked and result.stream not in empty:
+                        out.lines(f"nothing here  {result.stream}  {one_line(name)}")
                     else:
                         out.lines(f"ok  {result.stream}  {one_line(name)}")
                     documents.append(
                         {
                             "stream": result.stream,
                             "name": name,
-                            "ok": problem is None,
+                            "ok": problem is None and (result.checked > 0 or result.stream in empty),
                             "checked": result.checked,
                             "bad": {str(path): numbers for path, numbers in result.bad.items()},
                             "missing": result.missing,
@@ -261,7 +265,7 @@ def _problem(found: Verification, name: str) -> EntrepotError | None:
         return Conflict(
             f"{name}: {', '.join(map(str, found.missing))} has changed or gone",
             kind="changed",
-            hint="It is not served. Put the file back, or add it again.",
+            hint="It is not served. Put the file back, add it again, or let go of it: entrepot rm.",
             stream=found.stream.hex,
         )
     return None

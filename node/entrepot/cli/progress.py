@@ -67,8 +67,8 @@ class Meter:
         """So many bytes are done, of ``total`` where it is known."""
         with self._guard:
             now = self._clock()
-            if not self._samples or done < self.done:
-                # What was here before we began is no rate.
+            if not self._samples or done < self.done or (self.total is None and total is not None):
+                # What was here before we began is no rate; it is not known before the total is.
                 self._samples.clear()
                 self._samples.append((now, done))
             if self._waits_for is None or done != self.done:

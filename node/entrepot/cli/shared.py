@@ -6,6 +6,7 @@ An entry point like the commands: the environment is read when the node is first
 
 from __future__ import annotations
 
+import atexit
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ _guard = threading.Lock()
 
 
 def shared() -> Blocking:
-    """The program's node, opened at first use and kept until the program ends.
+    """The program's node, opened at first use and closed when the program ends.
 
     ``ENTREPOT_HOME``, ``ENTREPOT_CA_FILE``, ``ENTREPOT_PLAIN_HTTP`` and the proxy variables count as they do for the
     commands. Raises what :func:`read_environment` and opening a store raise.
@@ -34,6 +35,10 @@ def shared() -> Blocking:
         if _shared is None:
             node = Blocking(read_environment().settings())
             node.start()
+            # Closing takes worker threads, and those are ended before what atexit calls. What threading calls is
+            # called in the reverse order: before the end of the thread pools, which were loaded by now.
+            at_end = getattr(threading, "_register_atexit", atexit.register)
+            at_end(node.close)
             _shared = node
         return _shared
 

@@ -165,6 +165,8 @@ def summary(got: Got, took: float) -> str:
     """What a finished ``get`` tells; ``took`` in seconds."""
     if got.how == "there":
         return f"{one_line(str(got.path))} is already there, unchanged."
+    if got.length == 0:
+        return "0 B: the file is empty."
     if got.fetched_bytes == 0:
         return f"{format_size(got.length)}, all of it was here already."
     text = f"{format_size(got.fetched_bytes)} in {format_duration(took)}, {format_rate(got.fetched_bytes / took)}"

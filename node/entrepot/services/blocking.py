@@ -15,7 +15,7 @@ import io
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from entrepot.adapters.store import Entry, Verification
 from entrepot.core.errors import InvalidInput
@@ -24,6 +24,8 @@ from entrepot.services.node import Added, Got, Identity, Joined, Node, Status, T
 from entrepot.services.progress import OnProgress
 from entrepot.services.reading import RemoteFile
 from entrepot.services.settings import NodeSettings
+
+_WORKERS: Final = 8  # threads for short blocking work, beside the store's own
 
 
 class Blocking:
@@ -58,6 +60,12 @@ class Blocking:
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
+        # All threads at once: while the interpreter ends, when a node may still have to be closed, none can be started.
+        workers = concurrent.futures.ThreadPoolExecutor(_WORKERS, "entrepot-worker")
+        together = threading.Barrier(_WORKERS)
+        for _ in range(_WORKERS):
+            workers.submit(together.wait)
+        loop.set_default_executor(workers)
         try:
             loop.run_forever()
         finally:
@@ -65,7 +73,7 @@ class Blocking:
                 task.cancel()
             loop.run_until_complete(asyncio.sleep(0))
             loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            workers.shutdown()
             loop.close()
 
     def close(self) -> None:

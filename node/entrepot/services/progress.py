@@ -47,7 +47,7 @@ class Meter:
         self._due = clock()
         self._mark = (clock(), 0)
         self._rate = 0.0
-        self._first: int | None = None
+        self._marked = False
         self._last: tuple[int, int, str | None] | None = None
 
     def count(self, done: int, total: int, note: str | None = None) -> None:
@@ -70,8 +70,9 @@ class Meter:
         assert self._last is not None
         done, total, note = self._last
         since, before = self._mark
-        if self._first is None:
-            self._first = done
+        if not self._marked or done < before:
+            # What was here before is no rate, and it is not known before the total is.
+            self._marked = total > 0
             self._mark = (now, done)
         elif now - since >= 1.0:
             recent = max(done - before, 0) / (now - since)

@@ -222,6 +222,36 @@ def test_status_tells_of_the_store_without_a_daemon(cli: Cli) -> None:
     assert (store["streams"], store["linked_bytes"], store["stored_bytes"] > 0) == (1, 0, True)
 
 
+def test_verify_tells_of_a_changed_file_each_time(cli: Cli, big: Path) -> None:
+    """A linked file that changed or went ends with 5 at every call; one that is back with its bytes is in order, and
+    an empty stream too."""
+    (cli.folder / "empty").touch()
+
+    async def fill() -> None:
+        async with Store(cli.home / "store") as store:
+            for path in (big, cli.folder / "empty"):
+                await store.add(path, channel="x/demo", lock=SchemaLock("demo"))
+
+    asyncio.run(fill())
+    fine = f"ok  {EMPTY}  empty\n"
+    both = [fine.strip(), f"ok  {THREE_MILLION}  big.nwb"]
+    assert sorted(cli.run("verify", "--all").stdout.splitlines()) == sorted(both)
+    data = big.read_bytes()
+    big.write_bytes(data + b"y")
+    for words in (("--all",), (THREE_MILLION,), ("--all",)):
+        done = cli.run("verify", *words)
+        assert (done.returncode, done.stdout) == (5, fine if words == ("--all",) else "")
+        assert done.stderr.startswith(f"entrepot: big.nwb: {big} has changed or gone\n")
+    big.unlink()
+    done = cli.run("verify", "--all", "--json")
+    verified = {one["name"]: one["ok"] for one in json.loads(done.stdout)["verified"]}
+    assert (done.returncode, verified) == (5, {"big.nwb": False, "empty": True})
+    big.write_bytes(data)
+    for _ in range(2):
+        done = cli.run("verify", "--all")
+        assert (done.returncode, sorted(done.stdout.splitlines())) == (0, sorted(both))
+
+
 def test_a_health_check_says_why_it_fails(cli: Cli) -> None:
     """Status --check ends with 6 and a reason while no daemon runs, and while no hub was joined."""
     done = cli.run("status", "--check")

@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,9 @@ from rich.console import Console
 
 from entrepot.cli.output import Output
 from entrepot.cli.progress import Bars, Lines, Meter, Silence, display, drawing, line_of, shorten
+from entrepot.cli.transfer import summary
+from entrepot.core.identifiers import StreamId
+from entrepot.services.node import Got
 
 LONG = "größe-der-sehr-langen-aufnahme-vom-dritten-versuchstag-mit-allen-kanälen-und-zusätzen.nwb"
 
@@ -92,6 +96,34 @@ def test_what_was_here_before_is_no_rate() -> None:
     meter.report(910, 1000)
     assert meter.rate == pytest.approx(10)
     assert meter.left == pytest.approx(9)
+
+
+def test_what_was_here_is_no_rate_where_it_is_told_late() -> None:
+    """Before the total is known nothing is known of what is here, and it is no rate when it turns up."""
+    clock = Clock()
+    meter = Meter("a", "fetching", clock)
+    meter.take(Reported(0, 0, "asking"))
+    clock.now += 1
+    meter.take(Reported(900, 1000, None))
+    assert meter.rate == 0
+    clock.now += 1
+    meter.take(Reported(910, 1000, None))
+    assert meter.rate == pytest.approx(10)
+    assert meter.left == pytest.approx(9)
+
+
+@pytest.mark.parametrize(
+    ("length", "fetched", "text"),
+    [
+        (0, 0, "0 B: the file is empty."),
+        (2048, 0, "2.0 KiB, all of it was here already."),
+        (2048, 1024, "1.0 KiB in 2s, 512 B/s; 1.0 KiB were here already."),
+    ],
+)
+def test_the_summary_of_a_get(length: int, fetched: int, text: str) -> None:
+    """What was fetched now and what was here are told apart, and an empty file is just that."""
+    got = Got(Path("a"), StreamId.parse("ff" * 32), length, "copied", fetched, 0)
+    assert summary(got, 2.0) == text
 
 
 def test_the_rate_forgets() -> None:

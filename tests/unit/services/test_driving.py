@@ -189,3 +189,16 @@ def test_settings_keep_secrets_and_spare_this_machine() -> None:
     assert settings.hub_settings("https://hub.example.org:8443").ca_file == "ca.pem"
     assert settings.transfer_settings().https_proxy == settings.proxy
     assert settings.transfer_settings().http_proxy is None
+
+
+async def test_a_meter_counts_no_rate_for_what_was_here() -> None:
+    """What turns up with the total was here before; the rate is of what comes after."""
+    told: list[Progress] = []
+    now = [0.0]
+    meter = Meter("get", told.append, asyncio.get_running_loop(), clock=lambda: now[0])
+    for done, total in ((0, 0), (900, 1000), (910, 1000)):
+        meter.count(done, total)
+        now[0] += 1.0
+    meter.close()
+    await asyncio.sleep(0)
+    assert [progress.rate for progress in told[:3]] == [0.0, 0.0, pytest.approx(10)]

@@ -339,6 +339,34 @@ async def test_verify_finds_rot_and_has_it_fetched_again(
     assert await store.read(stream, 0, len(data)) == data
 
 
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_verify_tells_of_a_changed_link_each_time(
+    store: Store, lock: SchemaLock, tmp_path: Path, noticed: bool
+) -> None:
+    """A linked file that changed or went is missing at every check, also if it was noticed before; one that is back
+    with its bytes is hashed and counts again."""
+    path = tmp_path / "linked"
+    data = os.urandom(100_000)
+    path.write_bytes(data)
+    stream = (await store.add(path, channel="hub/demo", lock=lock)).stream
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) + b"more")
+    if noticed:
+        with pytest.raises(Conflict):
+            await store.read(stream, 0, 1)
+    for _ in range(3):
+        report = await store.verify(stream)
+        assert (report.checked, report.missing) == (0, (path,))
+    path.unlink()
+    for _ in range(2):
+        assert (await store.verify(stream)).missing == (path,)
+    path.write_bytes(data)
+    for _ in range(2):
+        report = await store.verify(stream)
+        assert report.checked > 0
+        assert not report.missing
+    assert await store.read(stream, 0, len(data)) == data
+
+
 async def test_rot_found_while_fetching_stops_the_fetch(
     store: Store, lock: SchemaLock, fed: Fed, tmp_path: Path
 ) -> None:

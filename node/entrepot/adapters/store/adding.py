@@ -107,7 +107,7 @@ class Adder:
         for content in known.contents:
             if content.stored or (not content.stale and self._reader.current(content, known.opening.length)):
                 continue
-            if not self._still_holds(known, content, progress, stop):
+            if not self.still_holds(known, content, progress, stop):
                 self._database.run_from_thread(catalogue.drop_content, content.id)
         return self._reader.complete(self._reader.known(stream)) is not None
 
@@ -120,10 +120,11 @@ class Adder:
         for content in known.contents:
             if content.complete and not content.stored and content.path in places:
                 unchanged = self._reader.current(content, known.opening.length) is not None
-                return unchanged or self._still_holds(known, content, progress, stop)
+                return unchanged or self.still_holds(known, content, progress, stop)
         return self._hashed_as(known, path, progress, stop) is not None
 
-    def _still_holds(self, known: Known, content: Content, progress: Progress | None, stop: Flag) -> bool:
+    def still_holds(self, known: Known, content: Content, progress: Progress | None, stop: Flag) -> bool:
+        """Whether a linked file that changed or was stale has the stream after all; if so it counts again."""
         found = self._hashed_as(known, content.path, progress, stop)
         if found is None:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -24,14 +25,18 @@ from entrepot.core.merkle import LEAF, NODE_LENGTH, depth, from_nodes, node_of
 _BATCH: Final = 4  # miniblocks hashed at once
 _WHOLE_LEVEL: Final = 6  # 1 MiB
 
+#: Whether a linked file that is not trusted holds the stream after all; if so it counts again.
+type StillHolds = Callable[[Known, Content, Progress | None, Flag], bool]
+
 
 class Checker:
     """Checks the streams of one store."""
 
-    def __init__(self, database: Database, reader: Reader, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, database: Database, reader: Reader, pool: ThreadPoolExecutor, still_holds: StillHolds) -> None:
         self._database = database
         self._reader = reader
         self._pool = pool
+        self._still_holds = still_holds
 
     def verify(self, stop: Flag, stream: StreamId, *, progress: Progress | None) -> Verification:
         """See :meth:`Store.verify`."""
@@ -40,10 +45,11 @@ class Checker:
         bad: dict[Path, tuple[int, ...]] = {}
         missing: list[Path] = []
         for content in known.contents:
-            if not content.stored and content.stale:
-                continue
             if self._reader.current(content, known.opening.length) is None:
-                missing.append(content.path)
+                if not content.stored and self._still_holds(known, content, progress, stop):
+                    checked += -(-known.opening.length // (LEAF << _WHOLE_LEVEL))
+                else:
+                    missing.append(content.path)
                 continue
             count, spoiled = self._check(known, content, stop, progress)
             checked += count

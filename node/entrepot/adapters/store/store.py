@@ -351,7 +351,11 @@ class Store:
 
     async def verify(self, stream: StreamId, *, progress: Progress | None = None) -> Verification:
         """Hashes all files of the stream again. Bad miniblocks of a stored file count as missing from now on, a
-        linked file with any is stale. ``progress`` as in :meth:`add`. Raises ``no-such-stream``."""
+        linked file with any is stale. A linked file that changed or is gone is ``missing`` each time, unless hashing
+        finds the stream in it after all: then it counts again. ``progress`` as in :meth:`add`.
+
+        Raises ``no-such-stream``.
+        """
         return await self._run_stoppable(self._open.checker.verify, stream, progress=progress)
 
     async def pin(self, stream: StreamId, pinned: bool = True) -> None:
@@ -454,7 +458,7 @@ class _Parts:
             database, after=settings.flush_after, limit=settings.flush_bytes, synced=settings.synced
         )
         self.adder = Adder(database, self.reader, folder, pool, settings)
-        self.checker = Checker(database, self.reader, pool)
+        self.checker = Checker(database, self.reader, pool, self.adder.still_holds)
         self.intake.use(self.reader, self.checker, self.recorder)
         self.exporter = Exporter(database, self.reader, reserve=settings.reserve)
 
