@@ -327,6 +327,8 @@ async def test_without_a_server_calls_fail_with_a_reason(nats: Nats) -> None:
             with pytest.raises(RetryLater) as caught:
                 await call
             assert caught.value.kind == "bus-unreachable"
+            address = nats.server.url.removeprefix("nats://")
+            assert caught.value.message == f"the hub's message bus at {address} cannot be reached"
         waiting = await bus.subscribe(subjects.state("demo", STREAM), lambda _: None)
         await waiting.unsubscribe()
         assert bus.state is BusState.DOWN

@@ -16,6 +16,7 @@ import asyncio
 import atexit
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from entrepot.core.errors import Internal, InvalidInput, NotFound
+from entrepot.core.errors import Internal, InvalidInput, NotFound, RetryLater
 from entrepot_hub.core.nats_identity import NatsIdentity
 
 _EXEC: Final = """\
@@ -38,7 +39,9 @@ if os.getppid() != parent:
     sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-_LOG_TAIL: Final = 2000  # bytes of the log in an error
+_LOG_TAIL: Final = 2000  # bytes of the log that are looked at for the reason
+_REASON: Final = 300  # characters of the log in an error
+_IN_USE: Final = re.compile(r"listen tcp[46]? (\S+): bind: (?:address already in use|Only one usage)")
 _MAX_LOG: Final = 16 << 20  # bytes; a longer log is started afresh with the server
 
 
@@ -91,6 +94,7 @@ class NatsServer:
         self._watcher: asyncio.Task[None] | None = None
         self._at_exit: Callable[[], None] | None = None
         self._stopping = False
+        self._log_start = 0  # where this start's lines begin
         self._up = asyncio.Event()
         self.restarts = 0  #: how often it had to be started again
 
@@ -131,8 +135,8 @@ class NatsServer:
     async def start(self) -> None:
         """Start the server and wait until it answers.
 
-        Raises InvalidInput ``invalid-setting`` when the wheel is not installed, NotFound ``not-running`` with
-        the end of the log when it does not answer in time.
+        Raises InvalidInput ``invalid-setting`` when the wheel is not installed, RetryLater when another program
+        has the port, NotFound ``not-running`` with the end of the log when it does not answer in time.
         """
         if self._watcher is not None or self._stopping:
             raise Internal("a NATS server can be started once")
@@ -186,7 +190,7 @@ class NatsServer:
             started = loop.time()
             try:
                 await self._launch()
-            except NotFound:  # the port is taken, the disk is full: the log tells; try again later
+            except (NotFound, RetryLater):  # the port is taken, the disk is full: the log tells; try again later
                 await self._end_process()
             else:
                 self.restarts += 1
@@ -237,6 +241,7 @@ class NatsServer:
         draft.replace(config)
         fresh = self.log.exists() and self.log.stat().st_size > _MAX_LOG
         log = self.log.open("wb" if fresh else "ab", buffering=0)
+        self._log_start = log.seek(0, os.SEEK_END)
         return config, log
 
     async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
@@ -251,8 +256,17 @@ class NatsServer:
         except TimeoutError:
             pass
         tail = await asyncio.to_thread(self._log_tail)
+        taken = _IN_USE.search(tail)
+        if taken is not None:
+            raise RetryLater(
+                f"{taken[1]} is in use",
+                hint="Another program listens there, where the hub's message bus is to be: end it, or name another "
+                "port as listen in [nats] of hub.toml.",
+                address=taken[1],
+            )
+        reason = tail.rpartition("\n")[2][-_REASON:]
         raise NotFound(
-            f"the NATS server did not start: {tail}",
+            f"the NATS server did not start: {reason}",
             kind="not-running",
             hint=f"Its log is {self.log}",
         )
@@ -270,9 +284,13 @@ class NatsServer:
 
     def _log_tail(self) -> str:
         try:
-            return self.log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip()
+            with self.log.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - _LOG_TAIL))
+                text = log.read(_LOG_TAIL).decode("utf-8", "replace").strip()
         except OSError:
-            return "it left no log"
+            text = ""
+        return text or "it left no log"
 
     async def _end_process(self) -> None:
         process, self._process = self._process, None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -30,15 +32,23 @@ from entrepot_hub.cli.options import Folder, Json
 
 if TYPE_CHECKING:
     from entrepot_hub.services.administration import Status
-    from entrepot_hub.services.settings import HubSettings
+    from entrepot_hub.services.settings import HubSettings, Listen
 
 _PAGE = 1000
+_LISTEN = "127.0.0.1:8480"
 _TIMES = {"expires"}  #: details of the audit log that are points in time
 
 
 def init(
     url: Annotated[str, typer.Option(help="Where nodes will reach the hub: https://hub.example.org")],
-    listen: Annotated[str, typer.Option(help="Address and port to listen at.")] = "127.0.0.1:8480",
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Address and port to listen at. [default: the URL's own if it is http:// on this machine, else "
+            "127.0.0.1:8480]",
+            show_default=False,
+        ),
+    ] = None,
     nats_listen: Annotated[str, typer.Option(help="The same for the hub's own message bus.")] = "127.0.0.1:4222",
     nats: Annotated[
         list[str] | None,
@@ -68,15 +78,18 @@ def init(
     made = create_hub(
         place,
         url,
-        Listen.parse(listen),
+        _own_address(url) if listen is None else Listen.parse(listen),
         Listen.parse(nats_listen),
         plain=plain,
         nats=nats or (),
         nats_urls=nats_url or (),
     )
-    warning = load_settings(place).nats_warning()
+    settings = load_settings(place)
+    warning = settings.nats_warning()
     if warning is not None:
         note(f"note: {warning}")
+    if listen is None and not settings.secure and urlsplit(settings.urls[0]).port != settings.listen.port:
+        note(f"note: it listens at {settings.listen}, see listen in its hub.toml; nodes will ask {settings.urls[0]}")
     if as_json:
         files = [str(path) for path in made.backup]
         print_json({"folder": str(made.folder), "hub": made.hub_public, "backup": files, "made": True})
@@ -88,6 +101,20 @@ def init(
         say(f"    {path}")
     say()
     say("next: entrepot-hub serve")
+
+
+def _own_address(url: str) -> Listen:
+    """Where a hub listens if nobody says: at its own address for a trial on one machine, else where a proxy in front
+    finds it."""
+    from entrepot.core.invite import is_loopback
+    from entrepot_hub.services.settings import Listen
+
+    with contextlib.suppress(ValueError):  # a bad URL is told by whoever reads it
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.scheme == "http" and parts.port and is_loopback(host):
+            return Listen("127.0.0.1" if host == "localhost" else host, parts.port)
+    return Listen.parse(_LISTEN)
 
 
 def _say_there(folder: Path | None, url: str, *, as_json: bool) -> None:

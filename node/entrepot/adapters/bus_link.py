@@ -47,6 +47,14 @@ _LIBRARY_ERRORS: Final = (
     RuntimeError,
     ValueError,
 )
+#: What says no more than that there is no connection.
+_NO_CONNECTION: Final = (
+    ConnectionError,
+    EOFError,
+    nats.errors.NoServersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.StaleConnectionError,
+)
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription)[^"]*"([^"]*)"')
 _REFUSED: Final = ("authorization", "authentication", "revoked", "expired")
 _CLOSE_TIMEOUT: Final = 2.0  # seconds
@@ -237,12 +245,19 @@ def _translate(error: Exception, server: str) -> EntrepotError:
         case nats.errors.Error() if any(word in text.lower() for word in _REFUSED):
             return _refused(text, server)
         case _:
+            why = "" if isinstance(error, _NO_CONNECTION) or _is_connect(error) else f": {text}"
             return RetryLater(
-                f"the bus at {server} cannot be used: {text}",
+                f"the hub's message bus at {server.partition('://')[2] or server} cannot be reached{why}",
                 kind="bus-unreachable",
-                hint="The connection is tried again by itself; check the network and the hub if it stays so",
+                hint="Repeat the command when the hub is back: it goes on where it was.",
                 server=server,
+                reason=text[:300],
             )
+
+
+def _is_connect(error: Exception) -> bool:
+    """Whether asyncio could connect to none of a name's addresses: it lists them all in one plain OSError."""
+    return type(error) is OSError and "Connect call failed" in str(error)
 
 
 def _refused(text: str, server: str) -> Denied:

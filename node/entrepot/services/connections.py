@@ -1,10 +1,17 @@
-"""The sessions of a node that is no daemon: opened when a hub is needed, kept until the node closes."""
+"""The sessions of a node that is no daemon: opened when a hub is needed, kept until the node closes.
+
+What ``hubs.json`` says of channels is what the hubs said last. Before a channel is said to be missing, its hub is
+asked again: the node may have been let in meanwhile, and no daemon was there to hear of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from entrepot.services.hubs import Hubs, JoinedHub
+from entrepot.adapters.hub_client import HubClient
+from entrepot.core.errors import Denied, NotFound
+from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, with_channels
 from entrepot.services.keychain import Keychain
 from entrepot.services.lifetime import Lifetime
 from entrepot.services.session import Session
@@ -28,10 +35,67 @@ class Connections:
             if found is not None and not found[0].ended:
                 return found[1]
             key = await self._keys.hub_key(hub.public)
-            lifetime = Lifetime(lambda: Session(hub, key, self._settings, kind="command", hubs=self._hubs))
+            known = await self._hubs.find(hub.public) or hub  # a channel names its hub without channels
+            lifetime = Lifetime(lambda: Session(known, key, self._settings, kind="command", hubs=self._hubs))
             session = await lifetime.start()
             self._open[hub.public] = (lifetime, session)
             return session
+
+    async def refresh(self, hub: JoinedHub) -> None:
+        """Ask this hub for the node's name, channels and rights, and keep them in ``hubs.json``. Opens no session.
+
+        Raises RetryLater (``hub-unreachable``) or Denied as the hub answers.
+        """
+        found = self._open.get(hub.public)
+        if found is not None and not found[0].ended:
+            if found[1].expelled is None:
+                await found[1].refresh()  # its login has to have the new rights
+                return
+            await self.drop(hub)
+        key = await self._keys.hub_key(hub.public)
+        async with HubClient(hub.url, key, hub.public, self._settings.hub_settings(hub.url)) as client:
+            info = await client.session()
+        bare = JoinedHub(hub.url, hub.public, hub.host, info.name, key.public)
+        channels = channels_of(bare, info.channels)
+        known = await self._hubs.find(hub.public)
+        if known is None or (bare, channels) != (known, known.channels):
+            await self._hubs.put(with_channels(bare, channels))
+
+    async def channel(self, name: str | None, host: str | None = None) -> JoinedChannel:
+        """As :meth:`Hubs.channel`, but the hubs that could have a channel that is not known are asked before it is
+        said to be missing.
+
+        Raises ``not-joined``, ``ambiguous``; Denied ``no-right`` when the hubs say that this node is no member; and,
+        when that cannot be known, what asking raised: ``hub-unreachable``, ``suspended``.
+        """
+        try:
+            return await self._hubs.channel(name, host)
+        except NotFound as error:
+            if error.kind != "no-such-channel":
+                raise
+        hubs = [hub for hub in await self._hubs.list() if host in {None, hub.host}]
+        results = await asyncio.gather(*(self.refresh(hub) for hub in hubs), return_exceptions=True)
+        try:
+            return await self._hubs.channel(name, host)
+        except NotFound as error:
+            if error.kind != "no-such-channel":
+                raise
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        raise _no_member(name, hubs)
+
+    async def enter(self, name: str | None, host: str | None = None) -> tuple[Session, JoinedChannel]:
+        """The session and the channel that are meant, with the rights that the hub has told this session. Raises as
+        :meth:`channel` and :meth:`session`."""
+        known = await self.channel(name, host)
+        session = await self.session(known.hub)
+        if known.name not in session.channels:
+            await session.refresh()
+        found = session.channels.get(known.name)
+        if found is None:
+            raise _no_member(known.name, [session.hub])
+        return session, found
 
     async def drop(self, hub: JoinedHub) -> None:
         """End the session with this hub, if there is one: the next is set up anew."""
@@ -46,3 +110,13 @@ class Connections:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+
+def _no_member(name: str | None, hubs: Sequence[JoinedHub]) -> Denied:
+    where = ", ".join(hub.host for hub in hubs)
+    return Denied(
+        f"this node is not (or no longer) a member of {name or 'any channel'} at {where}",
+        kind="no-right",
+        hint="Ask the channel's owner for an invite or, after a revocation, for your rights back.",
+        channel=name,
+    )

@@ -217,10 +217,15 @@ class Node:
     ) -> Added:
         """Make a file a stream of a channel (the only one joined, if none is named) and tell a running daemon.
 
-        The file is linked where it lies, or copied into the store with ``copy``. Works without the hub. Raises
-        ``not-joined``, ``no-such-channel``, ``ambiguous``, ``no-right``, and what :meth:`Store.add` raises.
+        The file is linked where it lies, or copied into the store with ``copy``. Works without the hub, which is asked
+        only for a channel that is not known here. Raises ``not-joined``, ``ambiguous``, ``no-right``,
+        ``hub-unreachable``, and what :meth:`Store.add` raises.
         """
-        found = await self._hubs.channel(channel, hub)
+        found = await self._connections.channel(channel, hub)
+        if not found.provides:
+            with contextlib.suppress(EntrepotError):  # it may have been granted meanwhile
+                await self._connections.refresh(found.hub)
+                found = await self._hubs.channel(found.name, found.hub.host)
         if not found.provides:
             raise Denied(
                 f"this node may not provide in {found.name}",
@@ -410,7 +415,7 @@ class Node:
         raise AssertionError
 
     async def _connect(self, meant: _Meant) -> tuple[Session, JoinedChannel]:
-        """The session and channel to ask. Raises ``not-joined``, ``no-such-channel``, ``ambiguous``, ``no-right``."""
+        """The session and channel to ask. Raises ``not-joined``, ``ambiguous``, ``no-right``, ``hub-unreachable``."""
         if meant.local_only:
             raise NotFound(
                 f"{meant.stream} is not complete here, and an alias is not asked for elsewhere",
@@ -418,9 +423,7 @@ class Node:
                 hint="Use its URI.",
                 stream=str(meant.stream),
             )
-        known = await self._hubs.channel(meant.channel, meant.host)
-        session = await self._connections.session(known.hub)
-        found = session.channel(known.name)
+        session, found = await self._connections.enter(meant.channel, meant.host)
         if not found.reads:
             raise Denied(
                 f"this node may not fetch from {found.name}",
@@ -442,16 +445,19 @@ class Node:
         with contextlib.suppress(NotFound):
             entry = await self._store.entry(meant.stream)
         known: JoinedChannel | None = None
+        reason, told = None, None
         try:
-            known = await self._hubs.channel(meant.channel, meant.host)
+            known = await self._connections.channel(meant.channel, meant.host)
         except (NotFound, Conflict):
             if entry is None:
                 raise
-        reason, told = None, None
+        except (Denied, RetryLater) as error:
+            if entry is None:
+                raise
+            reason = error.message
         if known is not None:
             try:
-                session = await self._connections.session(known.hub)
-                known = session.channel(known.name)
+                session, known = await self._connections.enter(known.name, known.hub.host)
                 told = await session.client.stream_info(known.name, meant.stream)
             except EntrepotError as error:
                 if entry is None:

@@ -131,6 +131,7 @@ def test_status_and_whoami_tell_where_it_belongs(lab: Cli, hub: HubProcess) -> N
     assert "channels  demo" in status
     hubs = documented(lab.run("whoami", "--json"))["hubs"]
     assert isinstance(hubs, list)
+    assert hubs[0]["reason"] is None
     assert (hubs[0]["name"], hubs[0]["host"], hubs[0]["channels"][0]["name"]) == ("lab", hub.host, "demo")
     lock = hubs[0]["channels"][0]["schema_lock"]
     assert (lock["miniblock"], lock["object"]) == (16384, 65536)

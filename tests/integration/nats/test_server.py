@@ -79,12 +79,13 @@ async def test_a_killed_server_comes_back_on_its_port(nats: Nats) -> None:
 
 
 async def test_a_taken_port_is_told(nats: Nats, tmp_path: Path) -> None:
-    """A server that cannot have its port fails with the reason from its log."""
+    """A server that cannot have its port names the address and the setting, and may be started again later."""
     settings = NatsServerSettings(port=nats.server.port)
     other = NatsServer(identity(), tmp_path / "other", clock=time.time, settings=settings)
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(RetryLater) as caught:
         await other.start()
-    assert caught.value.kind == "not-running"
+    assert caught.value.message == f"127.0.0.1:{nats.server.port} is in use"
+    assert "[nats]" in str(caught.value.hint)
     await other.aclose()
 
 

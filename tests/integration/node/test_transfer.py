@@ -12,6 +12,7 @@ from tests.integration.node.conftest import Site
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.identifiers import StreamId
 from entrepot.core.uri import StreamUri
+from entrepot.services.node import Node
 from entrepot.services.progress import Progress
 
 UNKNOWN = StreamId(bytes([0xFF]) + bytes(31))
@@ -178,9 +179,49 @@ async def test_a_hub_that_was_not_joined_is_never_dialled(site: Site, tmp_path: 
         await taker.get(strange, tmp_path / "none")
     assert caught.value.kind == "not-joined"
     assert caught.value.hint is not None
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(Denied) as refused:
         await taker.get(StreamUri("strange", None, UNKNOWN), tmp_path / "none")
-    assert caught.value.kind == "no-such-channel"
+    assert refused.value.kind == "no-right"
+    assert "member of strange" in refused.value.message
+
+
+async def test_what_was_revoked_and_granted_again_is_there_again(site: Site, original: Path, tmp_path: Path) -> None:
+    """A node without a daemon is told that it is no member while it is none, and asks the hub before it says so."""
+    giver, taker = await site.node("giver"), await site.node("taker")
+    await site.up("giver")
+    added = await giver.add(original)
+    public = (await taker.whoami())[0].node_public
+    await taker.aclose()
+    await site.grid.admin("channel.revoke", name="demo", node=public)
+    for _ in range(2):  # from what it heard last, and from an empty list
+        async with Node(site.settings("taker")) as again:
+            with pytest.raises(Denied) as caught:
+                await again.get(added.uri, tmp_path / "copy")
+            assert caught.value.kind == "no-right"
+            assert "no longer" in caught.value.message
+            with pytest.raises(Denied):
+                await again.add(original)
+            assert not (await again.whoami())[0].channels
+    async with Node(site.settings("taker")) as again:
+        await site.grid.admin("channel.grant", name="demo", node=public, rights="request,provide")
+        got = await again.get(added.uri, tmp_path / "copy")
+        assert got.length == added.length
+        assert [channel.name for channel in (await again.whoami())[0].channels] == ["demo"]
+        assert (await again.add(original)).stream == added.stream
+
+
+async def test_an_unknown_channel_of_a_hub_that_is_gone(site: Site, original: Path, tmp_path: Path) -> None:
+    """Whether this node is in a channel that it never heard of is not decided without the hub; what is known of the
+    stream here is told nevertheless."""
+    taker = await site.node("taker")
+    added = await taker.add(original)
+    await site.grid.stop()
+    with pytest.raises(RetryLater) as caught:
+        await taker.get(StreamUri("strange", None, UNKNOWN), tmp_path / "none")
+    assert caught.value.kind == "hub-unreachable"
+    told = await taker.info(StreamUri("strange", None, added.stream))
+    assert told.held
+    assert "cannot be reached" in str(told.hub_reason)
 
 
 async def test_a_get_that_was_stopped_goes_on_where_it_was(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -358,6 +359,36 @@ def test_what_people_read_is_compact(ready):
     assert re.search(r"expires=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", ready("audit").stdout)
     for command in ("", "channel", "channel create", "node list", "status"):
         assert ready(*command.split(), "-h").stdout == ready(*command.split(), "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "listen", "told"),
+    [
+        (("--url", "http://127.0.0.1:18733"), "127.0.0.1:18733", False),
+        (("--url", "http://localhost:18733"), "127.0.0.1:18733", False),
+        (("--url", "http://[::1]:18733"), "[::1]:18733", False),
+        (("--url", "http://127.0.0.1:18733", "--listen", "127.0.0.1:9000"), "127.0.0.1:9000", False),
+        (("--url", "https://hub.example.org"), "127.0.0.1:8480", False),
+        (("--url", "http://10.0.0.1:18733", "--plain"), "127.0.0.1:8480", True),
+    ],
+)
+def test_a_new_hub_listens_where_its_address_says(command, words, listen, told):
+    """Without --listen a hub for this machine alone listens at its own address; where another program has to pass on
+    what nodes ask, and none need be there, it says so."""
+    done = command("init", *words)
+    assert f'listen = "{listen}"' in (command.home / "hub.toml").read_text()
+    assert (f"it listens at {listen}" in done.stderr) == told
+
+
+def test_serve_tells_that_the_port_of_its_bus_is_taken(command):
+    """One short line names the address, the hint the setting, and the exit code says that it may succeed later."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        command("init", "--url", "http://127.0.0.1:8480", "--listen", "127.0.0.1:0", "--nats-listen", address)
+        done = command("serve", code=6)
+    assert f"{address} is in use" in done.stderr
+    assert "[nats]" in done.stderr
+    assert "bind:" not in done.stderr
 
 
 def test_commands_reach_a_running_hub(command):
