@@ -31,6 +31,7 @@ from entrepot_hub.adapters.ledger_rows import (
     to_object,
     to_slot,
 )
+from entrepot_hub.core.eviction import Candidate, sieve
 from entrepot_hub.core.ledger import (
     LIVE,
     Found,
@@ -42,7 +43,7 @@ from entrepot_hub.core.ledger import (
     Usage,
     charge,
 )
-from entrepot_hub.core.transitions import STRIKE_WINDOW, Candidate, cleared, evicted, nothing, settled, sieve
+from entrepot_hub.core.transitions import STRIKE_WINDOW, cleared, evicted, nothing, settled
 
 #: Candidates for eviction that are looked at together.
 _PAGE: Final = 64

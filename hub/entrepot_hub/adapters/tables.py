@@ -41,6 +41,7 @@ buckets: Final = sa.Table(
 
 #: ``charged`` is the sum of what the channel's objects count against ``quota``, kept in the same transactions.
 #: ``ready_count`` numbers objects as they become ready; ``hand`` is where SIEVE stopped among those numbers.
+#: ``metered_at``: until when the bytes stored are in ``usage``.
 channels: Final = sa.Table(
     "channels",
     metadata,
@@ -54,6 +55,7 @@ channels: Final = sa.Table(
     sa.Column("charged", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("ready_count", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("hand", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("metered_at", sa.Double, nullable=False, server_default="0"),
     sa.CheckConstraint("charged >= 0", name="charged"),
     sa.CheckConstraint("quota >= 0", name="quota"),
 )
@@ -253,4 +255,103 @@ strikes: Final = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Index(None, "channel_id", "node", "at"),
+)
+
+#: Streams whose objects are never evicted. ``class``: "pin" (somebody asked for it) or "archive" (the bucket is their
+#: home).
+pins: Final = sa.Table(
+    "pins",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("stream", sa.LargeBinary, primary_key=True),
+    sa.Column("class", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+#: What a channel's traffic came to by node and day (whole UTC days since the epoch). Node "" is the hub itself.
+#: ``uploads`` and ``uploaded`` (bytes): objects that arrived; ``downloads`` and ``downloaded``: signed for reading, an
+#: upper bound of what was read; ``requests_a`` writes and lists, ``requests_b`` looks and reads, ``deletes``: requests
+#: to the provider; ``evicted``: bytes; ``byte_seconds``: bytes stored times seconds.
+usage: Final = sa.Table(
+    "usage",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("uploads", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("uploaded", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("downloads", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("downloaded", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("requests_a", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("requests_b", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("deletes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("evicted", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("byte_seconds", sa.Double, nullable=False, server_default="0"),
+)
+
+#: What a channel, or a node in it, may use at most; NULL is no limit. Node "" is the whole channel, "*" each node that
+#: has no row of its own. ``day_up`` and ``day_down``: bytes per UTC day; ``objects`` in the bucket; ``stream``: bytes
+#: of the largest stream; ``budget``: money per UTC month, of the channel alone.
+limits: Final = sa.Table(
+    "limits",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("day_up", sa.BigInteger),
+    sa.Column("day_down", sa.BigInteger),
+    sa.Column("objects", sa.BigInteger),
+    sa.Column("stream", sa.BigInteger),
+    sa.Column("budget", sa.Double),
+)
+
+#: Which part of a month's budget (in percent) was told to be used up already; ``month``: "2026-11".
+budget_marks: Final = sa.Table(
+    "budget_marks",
+    metadata,
+    _channel(primary_key=True),
+    sa.Column("month", sa.Text, primary_key=True),
+    sa.Column("percent", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+#: Prices that the admin changed, by the name of a price list (a provider, or "channel:<name>").
+prices: Final = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("prices", sa.JSON, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),
+)
+
+#: The keys that a bucket has had, without the keys. ``label`` is the part of a key that is no secret. ``safe_at``: from
+#: when no URL signed with a retired one is valid any more, so that it may be deleted at the provider.
+bucket_keys: Final = sa.Table(
+    "bucket_keys",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("bucket_id", RowId, sa.ForeignKey("buckets.id"), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("set_at", sa.Double, nullable=False),
+    sa.Column("set_by", sa.Text, nullable=False),
+    sa.Column("used_at", sa.Double),
+    sa.Column("retired_at", sa.Double),
+    sa.Column("safe_at", sa.Double),
+    sa.Index(None, "bucket_id"),
+    sqlite_autoincrement=True,
+)
+
+#: Comparisons of bucket and ledger. ``cursor``: the key after which an unfinished one goes on; ``counts``: what was
+#: found and done so far.
+reconciliations: Final = sa.Table(
+    "reconciliations",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    _channel(),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("cursor", sa.Text),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Index(None, "channel_id", "started_at"),
+    sqlite_autoincrement=True,
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from entrepot_hub.services.administration import Administration, Request
+    from entrepot_hub.services.desk import Desk, Request
     from entrepot_hub.services.settings import HubSettings
 
 HOME_VARIABLE = "ENTREPOT_HUB_HOME"
@@ -60,9 +60,14 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
         async with AdminClient(settings.socket) as client:
             yield Access(client, running=True)
         return
+    from entrepot.core.exchange.settings import ExchangeSettings
     from entrepot_hub.adapters.database import Database
     from entrepot_hub.adapters.registry import Registry
+    from entrepot_hub.adapters.sql_ledger import SqlLedger
     from entrepot_hub.services.administration import Administration
+    from entrepot_hub.services.bucket_keeper import BucketKeeper
+    from entrepot_hub.services.channels import Channels
+    from entrepot_hub.services.desk import Desk
     from entrepot_hub.services.identity import database_url, load_identity, load_master
     from entrepot_hub.services.vault import Vault
 
@@ -71,28 +76,43 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
     # SQLAlchemy looks at the file system as it is set up.
     async with await asyncio.to_thread(lambda: Database(database_url(settings))) as database:
         await database.migrate()
+        registry, ledger = Registry(database, master), SqlLedger(database)
+        vault = Vault(master, identity.hub_public, settings.urls[0], time.time)
         administration = Administration(
-            Registry(database, master),
-            Vault(master, identity.hub_public, settings.urls[0], time.time),
+            registry,
+            vault,
             hub_public=identity.hub_public,
             urls=settings.urls,
             clock=time.time,
             bus=settings.nats_told,
         )
-        yield Access(_Direct(administration), running=False)
+        async with Channels(registry, lambda record: vault.open(record.bucket), time.time) as channels:
+            desk = Desk(
+                administration=administration,
+                registry=registry,
+                database=database,
+                ledger=ledger,
+                vault=vault,
+                channels=channels,
+                keeper=BucketKeeper(database, ledger, channels, ExchangeSettings(), time.time),
+                settings=settings,
+                clock=time.time,
+            )
+            yield Access(_Direct(desk), running=False)
 
 
 class _Direct:
     """The operations, without a hub."""
 
-    def __init__(self, administration: Administration) -> None:
-        self._administration = administration
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
     async def call(self, operation: str, asked: Request) -> Any:
         """The answer to one operation."""
-        from entrepot_hub.services.administration import ADMIN, OPERATIONS
+        from entrepot_hub.services.administration import ADMIN
+        from entrepot_hub.services.operations import OPERATIONS
 
-        return await OPERATIONS[operation].call(self._administration, asked, ADMIN)
+        return await OPERATIONS[operation].call(self._desk, asked, ADMIN)
 
 
 def runs(settings: HubSettings) -> bool:

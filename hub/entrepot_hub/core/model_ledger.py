@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from entrepot.core import ranges
 from entrepot.core.errors import NotFound
 from entrepot.core.identifiers import Opening, StreamKind
+from entrepot_hub.core.eviction import Candidate, sieve
 from entrepot_hub.core.ledger import (
     LIVE,
     Found,
@@ -35,7 +36,6 @@ from entrepot_hub.core.ledger import (
 from entrepot_hub.core.members import Rights
 from entrepot_hub.core.transitions import (
     STRIKE_WINDOW,
-    Candidate,
     accepted,
     cleared,
     ended,
@@ -50,7 +50,6 @@ from entrepot_hub.core.transitions import (
     restored,
     settled,
     shortened,
-    sieve,
 )
 
 _MAX_RANGES = 64

@@ -5,7 +5,7 @@ They take records and give new ones; which rows to read, lock and write is the l
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from entrepot.core.errors import Conflict, Internal
@@ -37,27 +37,6 @@ class Settlement:
 
     record: ObjectRecord
     grants: tuple[GrantRecord, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate[K: Hashable]:
-    """A ready object that may be evicted. ``place`` orders objects by when they became ready; ``wanted``: some node
-    wants it right now and has not got it."""
-
-    key: K
-    place: int
-    size: int
-    visited: bool
-    wanted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Choice[K: Hashable]:
-    """What SIEVE chose, whose ``visited`` it cleared (and did not choose), and where its hand stands now."""
-
-    chosen: tuple[K, ...]
-    cleared: tuple[K, ...]
-    hand: int
 
 
 def nothing(ref: ObjectRef) -> ObjectRecord:
@@ -251,39 +230,3 @@ def restless(record: ObjectRecord, live: bool, now: float, grace: float) -> bool
             return not may_land(record, now, grace)
         case _:
             return False
-
-
-def sieve[K: Hashable](candidates: Iterable[Candidate[K]], need: int, limit: int, hand: int) -> Choice[K]:
-    """Choose objects worth ``need`` bytes, at most ``limit``, from candidates in the order the hand meets them.
-
-    SIEVE (Zhang et al., NSDI 2024): a visited object is spared once and its mark cleared, the next unvisited one
-    goes, and the hand stays where it stopped. Here the spared ones are met again when one round was not enough, and
-    objects that somebody waits for go after all others. ``candidates`` is read lazily.
-    """
-    chosen: list[K] = []
-    spared: list[Candidate[K]] = []
-    waited: list[Candidate[K]] = []
-    freed = 0
-    if need <= 0 or limit <= 0:
-        return Choice((), (), hand)
-    for candidate in candidates:
-        if candidate.wanted:
-            waited.append(candidate)
-        elif candidate.visited:
-            spared.append(candidate)
-            hand = candidate.place
-        else:
-            chosen.append(candidate.key)
-            freed += candidate.size
-            hand = candidate.place
-        if freed >= need or len(chosen) == limit:
-            break
-    for candidate in [*spared, *waited]:
-        if freed >= need or len(chosen) >= limit:
-            break
-        chosen.append(candidate.key)
-        freed += candidate.size
-        if not candidate.wanted:
-            hand = candidate.place
-    taken = set(chosen)
-    return Choice(tuple(chosen), tuple(c.key for c in spared if c.key not in taken), hand)

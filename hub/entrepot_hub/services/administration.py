@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
@@ -20,6 +19,7 @@ from entrepot.core.invite import Invite as InviteUrl
 from entrepot.core.lock import SchemaLock
 from entrepot.core.nkeys import KeyKind, decode_public
 from entrepot_hub.core.members import Channel, Invite, Member, Node, Rights, check_channel_name
+from entrepot_hub.services.desk import Desk, Operation, Request, View
 
 if TYPE_CHECKING:  # a command that asks a running hub has no use for a database
     from entrepot_hub.adapters.registry import Registry
@@ -30,10 +30,6 @@ ADMIN: Final = "admin"
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what is asked for."""
 
 
 class Nothing(Request, frozen=True, kw_only=True):
@@ -98,10 +94,6 @@ class AuditPage(Request, frozen=True, kw_only=True):
 
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
-
-
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of what is answered. Times are unix seconds, sizes bytes."""
 
 
 class MadeChannel(ChannelView, frozen=True, kw_only=True):
@@ -350,28 +342,26 @@ class Administration:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Operation[R: Request, A]:
-    """One thing that can be asked for: the form of the request, of the answer, and what does it."""
-
-    request: type[R]
-    answer: type[A]
-    call: Callable[[Administration, R, str], Awaitable[A]]
+def _asked[R: Request, A](
+    method: Callable[[Administration, R, str], Awaitable[A]],
+) -> Callable[[Desk, R, str], Awaitable[A]]:
+    """The method as an operation calls it."""
+    return lambda desk, asked, actor: method(desk.administration, asked, actor)
 
 
-#: Everything the admin can ask for, by name.
+#: Channels, members, nodes and the hub itself.
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
-    "channel.create": Operation(ChannelCreate, MadeChannel, Administration.create_channel),
-    "channel.list": Operation(Nothing, list[ChannelView], Administration.list_channels),
-    "channel.show": Operation(ChannelNamed, ChannelDetail, Administration.show_channel),
-    "channel.invite": Operation(InviteCreate, NewInvite, Administration.create_invite),
-    "channel.grant": Operation(MemberGrant, MemberView, Administration.grant),
-    "channel.revoke": Operation(MemberRevoke, MemberView, Administration.revoke),
-    "node.list": Operation(Nothing, list[NodeView], Administration.list_nodes),
-    "node.suspend": Operation(NodeNamed, NodeView, Administration.suspend),
-    "node.resume": Operation(NodeNamed, NodeView, Administration.resume),
-    "audit": Operation(AuditPage, list[AuditView], Administration.audit),
-    "status": Operation(Nothing, Status, Administration.status),
+    "channel.create": Operation(ChannelCreate, MadeChannel, _asked(Administration.create_channel)),
+    "channel.list": Operation(Nothing, list[ChannelView], _asked(Administration.list_channels)),
+    "channel.show": Operation(ChannelNamed, ChannelDetail, _asked(Administration.show_channel)),
+    "channel.invite": Operation(InviteCreate, NewInvite, _asked(Administration.create_invite)),
+    "channel.grant": Operation(MemberGrant, MemberView, _asked(Administration.grant)),
+    "channel.revoke": Operation(MemberRevoke, MemberView, _asked(Administration.revoke)),
+    "node.list": Operation(Nothing, list[NodeView], _asked(Administration.list_nodes)),
+    "node.suspend": Operation(NodeNamed, NodeView, _asked(Administration.suspend)),
+    "node.resume": Operation(NodeNamed, NodeView, _asked(Administration.resume)),
+    "audit": Operation(AuditPage, list[AuditView], _asked(Administration.audit)),
+    "status": Operation(Nothing, Status, _asked(Administration.status)),
 }
 
 

@@ -161,7 +161,7 @@ class Arbiter:
                         raise
                     waiting += self.rounds.judged(outcomes, self._clock())
                 case SendGrant(grant, opening):
-                    self._send_grant(grant, opening)
+                    self._send_grant(await self._channels.channel(grant.ref.channel), grant, opening)
                 case Announce(refs):
                     views = await self._database.together(partial(self.views, refs))
                     await self.announce(views, self._clock())
@@ -257,7 +257,7 @@ class Arbiter:
         for node in effect.nodes or ():
             self._publish(subjects.node_seek(node), seek)
 
-    def _send_grant(self, grant: GrantRecord, opening: Opening) -> None:
+    def _send_grant(self, channel: OpenChannel, grant: GrantRecord, opening: Opening) -> None:
         lease = max(grant.lease_until - self._clock(), 0.0)
         message = Grant(
             lock=grant.ref.lock,
@@ -266,6 +266,7 @@ class Arbiter:
             grant=grant.grant,
             opening=opening.encode(),
             lease=int(lease * 1000),
+            digest=channel.bucket.digest_kind,
         )
         self._publish(subjects.grant(grant.node, grant.session), message)
 

@@ -20,6 +20,7 @@ from entrepot.core.format import decode_header, header_length, verify_miniblock
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot_hub.adapters.buckets import Head
+from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import Found, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView, may_land
 from entrepot_hub.services.channels import Channels, OpenChannel
@@ -144,7 +145,10 @@ class BucketKeeper:
         channel = await self._channels.channel(record.ref.channel)
         if record.digest is None or not channel.bucket.binds.digest:
             return False
-        hasher, offset, key = hashlib.sha256(), 0, channel.key(record.ref)
+        kind = channel.bucket.digest_kind
+        if len(record.digest) != DIGEST_LENGTH[kind]:
+            return False  # granted before the bucket was told to check another kind
+        hasher, offset, key = hashlib.new(kind, usedforsecurity=False), 0, channel.key(record.ref)
         try:
             while offset < record.size:
                 piece = await channel.bucket.read(key, offset, min(_PIECE, record.size - offset), record.etag)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, RetryLater
+from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, RetryLater
 from entrepot.core.format import decode_header, header_length
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
@@ -34,6 +34,7 @@ from entrepot.core.messages import (
     reason_of,
 )
 from entrepot.core.ranges import LAST_NUMBER, as_set, check_pairs, clip, front
+from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import (
     Ledger,
@@ -225,6 +226,9 @@ class Exchange:
                 await self._arbiter.fail(grant, error, now)
                 await self._arbiter.strike(channel, member.node.public, "bad-header", now)
                 raise
+        kind = channel.bucket.digest_kind
+        if len(message.digest) != DIGEST_LENGTH[kind]:
+            raise InvalidInput(f"this grant is accepted with a digest of kind {kind}", kind="invalid-input")
         view = await self._database.call(
             self._ledger.accept,
             message.grant,

@@ -34,6 +34,7 @@ from entrepot_hub.services.arbiter import Arbiter
 from entrepot_hub.services.background import Background
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels
+from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.dispatcher import Dispatcher
 from entrepot_hub.services.exchange import Exchange
 from entrepot_hub.services.identity import database_url, load_identity, load_master
@@ -195,7 +196,7 @@ class Hub:
         await self._accounts.listen(presence.happened)
         self._dispatcher = Dispatcher(bus, exchange, channels, presence, background.spawn)
         await self._dispatcher.start()
-        await self._serve_web(vault, ledger, presence)
+        await self._serve_web(vault, ledger, keeper, presence)
         background.spawn(arbiter.restore())
         background.spawn(self._rounds_timer())
         background.every(_LAPSE, arbiter.lapse)
@@ -219,7 +220,7 @@ class Hub:
         await self._stack.enter_async_context(self._nats)
         return (self._nats.url,)
 
-    async def _serve_web(self, vault: Vault, ledger: SqlLedger, presence: Presence) -> None:
+    async def _serve_web(self, vault: Vault, ledger: SqlLedger, keeper: BucketKeeper, presence: Presence) -> None:
         settings, identity = self.settings, self._identity
         readiness = Readiness(
             {"database": self._probe_database, "nats": self._probe_nats, "buckets": self._probe_buckets},
@@ -247,9 +248,21 @@ class Hub:
             instance=self.instance,
             clock=time.time,
         )
+        desk = Desk(
+            administration=administration,
+            registry=self._registry,
+            database=self._database,
+            ledger=ledger,
+            vault=vault,
+            channels=self._channels,
+            keeper=keeper,
+            settings=settings,
+            clock=time.time,
+            arbiter=self._arbiter,
+        )
         folders = FolderWeb(self._folder).routes()
         nodes = node_app(context, administration, readiness, more=folders)
-        self._web = await self._stack.enter_async_context(WebServer(settings, nodes, admin_app(administration)))
+        self._web = await self._stack.enter_async_context(WebServer(settings, nodes, admin_app(desk)))
 
     # -- who must know of changes (administration.Changes) --------------------------------------------------------
 

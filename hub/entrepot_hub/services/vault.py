@@ -15,9 +15,9 @@ import msgspec
 
 from entrepot.core.errors import Conflict, InvalidInput, NotFound
 from entrepot.core.keys import owner_mark_key
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.interface import Binds, Bucket
 from entrepot_hub.adapters.buckets.location import FolderLocation, open_bucket, parse_location
-from entrepot_hub.adapters.buckets.s3_settings import S3Credentials
 from entrepot_hub.core.members import BucketRecord
 from entrepot_hub.core.sealing import SEAL_RANDOM, MasterKey, seal, unseal
 

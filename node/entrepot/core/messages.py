@@ -33,7 +33,8 @@ Lock = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 Stream = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 OpeningBytes = Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
 GrantId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
+DigestKind = Literal["sha256", "md5"]
 SessionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, msgspec.Meta(ge=0, le=LAST_NUMBER)]
 Ranges = Annotated[tuple[tuple[Number, Number], ...], msgspec.Meta(max_length=MAX_PAIRS)]
@@ -146,7 +147,7 @@ class Offer(Message, frozen=True, kw_only=True):
 
 
 class Grant(Message, frozen=True, kw_only=True):
-    """Upload this object: accept within ``lease``."""
+    """Upload this object: accept within ``lease``, naming its ``digest`` of this kind."""
 
     lock: Lock
     stream: Stream
@@ -154,10 +155,12 @@ class Grant(Message, frozen=True, kw_only=True):
     grant: GrantId
     opening: OpeningBytes
     lease: Millis
+    digest: DigestKind = "sha256"
 
 
 class Accept(Message, frozen=True, kw_only=True):
-    """I will. The object's header (empty when longer than :data:`MAX_HEADER`) and the SHA-256 of the whole object."""
+    """I will. The object's header (empty when longer than :data:`MAX_HEADER`) and the digest of the whole object, of
+    the kind that the grant asked for."""
 
     lock: Lock
     grant: GrantId

@@ -15,10 +15,11 @@ from tests.servers.ministack import S3Server, run_ministack
 from tests.servers.rclone import run_rclone
 
 from entrepot_hub.adapters.buckets import Bucket
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.folder import FolderBucket, FolderSettings
 from entrepot_hub.adapters.buckets.folder_web import FolderWeb
 from entrepot_hub.adapters.buckets.s3 import S3Bucket
-from entrepot_hub.adapters.buckets.s3_settings import S3Credentials, S3Settings
+from entrepot_hub.adapters.buckets.s3_settings import S3Settings
 
 KINDS = ("folder", "ministack", "rclone")
 

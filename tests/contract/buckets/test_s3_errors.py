@@ -15,8 +15,8 @@ from tests.servers.process import free_port
 
 from entrepot.core.errors import Denied, EntrepotError, InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets import Bucket
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.s3 import S3Bucket
-from entrepot_hub.adapters.buckets.s3_settings import S3Credentials
 
 KEY = "some/key"
 CALLS: dict[str, Callable[[Bucket], Awaitable[object]]] = {

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from entrepot.adapters.hub_client import HubClient, HubClientSettings
+from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.invite import Invite
 from entrepot.core.keyring import derive_node_key
 from entrepot.core.nkeys import SigningKey
@@ -28,6 +29,9 @@ from entrepot_hub.core.members import Rights
 from entrepot_hub.core.nats_identity import RANDOM_LENGTH, NatsIdentity
 from entrepot_hub.core.sealing import MasterKey
 from entrepot_hub.services.administration import Administration, ChannelCreate, InviteCreate
+from entrepot_hub.services.bucket_keeper import BucketKeeper
+from entrepot_hub.services.channels import Channels
+from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.settings import HubSettings, LimitSettings, Listen
 from entrepot_hub.services.vault import Vault
 from entrepot_hub.services.web.app import WebServer, admin_app, node_app
@@ -177,9 +181,13 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             clock, heard = Clock(), Heard()
             registry, ledger = Registry(database, master), SqlLedger(database)
             readiness = Readiness(checks or {}, readiness_clock, lambda: warnings)
+            vault = Vault(master, identity.hub_public, settings.urls[0], clock)
+            channels = await stack.enter_async_context(
+                Channels(registry, lambda record: vault.open(record.bucket), clock)
+            )
             administration = Administration(
                 registry,
-                Vault(master, identity.hub_public, settings.urls[0], clock),
+                vault,
                 hub_public=identity.hub_public,
                 urls=settings.urls,
                 clock=clock,
@@ -197,8 +205,19 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
                 instance="00112233aabbccdd",
                 clock=clock,
             )
+            desk = Desk(
+                administration=administration,
+                registry=registry,
+                database=database,
+                ledger=ledger,
+                vault=vault,
+                channels=channels,
+                keeper=BucketKeeper(database, ledger, channels, ExchangeSettings(), clock),
+                settings=settings,
+                clock=clock,
+            )
             nodes = node_app(context, administration, readiness, more=more or [])
-            await stack.enter_async_context(WebServer(settings, nodes, admin_app(administration)))
+            await stack.enter_async_context(WebServer(settings, nodes, admin_app(desk)))
             return Served(settings, identity, database, registry, ledger, administration, clock, heard)
 
         yield make

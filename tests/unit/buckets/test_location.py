@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrepot.core.errors import InvalidInput
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.folder import FolderBucket
 from entrepot_hub.adapters.buckets.location import FolderLocation, S3Location, open_bucket, parse_location
 from entrepot_hub.adapters.buckets.s3 import S3Bucket
-from entrepot_hub.adapters.buckets.s3_settings import S3Credentials, S3Settings
+from entrepot_hub.adapters.buckets.s3_settings import S3Settings
 
 KEYS = S3Credentials(access_key="AKIA", secret_key="hidden")
 

@@ -3,11 +3,13 @@
 from entrepot_hub.adapters.buckets.interface import (
     Binds,
     Bucket,
+    DigestKind,
     Entry,
+    Facts,
     Head,
     Listing,
     SignedRequest,
     check_key,
 )
 
-__all__ = ["Binds", "Bucket", "Entry", "Head", "Listing", "SignedRequest", "check_key"]
+__all__ = ["Binds", "Bucket", "DigestKind", "Entry", "Facts", "Head", "Listing", "SignedRequest", "check_key"]

@@ -26,7 +26,9 @@ from entrepot_hub.adapters.buckets.interface import (
     MAX_PAGE,
     MAX_READ,
     Binds,
+    DigestKind,
     Entry,
+    Facts,
     Head,
     Listing,
     SignedRequest,
@@ -105,6 +107,15 @@ class FolderBucket:
         """Try through the public URL, as a node would, that everything is bound. The hub must be serving."""
         self.binds = await probe_uploads(self, prefix, expiry=expiry)
         return self.binds
+
+    @property
+    def digest_kind(self) -> DigestKind:
+        """As the interface says."""
+        return "sha256"
+
+    async def examine(self) -> Facts:
+        """As the interface says."""
+        return Facts()
 
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:
         """As the interface says. The PUT must send ``Content-Length``; nothing else is asked of its

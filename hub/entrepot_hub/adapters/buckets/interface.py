@@ -35,6 +35,13 @@ from entrepot.core.keys import OWNER_MARK
 
 type Method = Literal["PUT", "GET"]
 
+#: How a provider checks and shows what was uploaded: by SHA-256 (32 bytes) or, where it knows nothing better, by MD5
+#: (16 bytes). It guards a grant against being used for other bytes; what an object is, its Merkle nodes prove.
+type DigestKind = Literal["sha256", "md5"]
+
+#: Bytes of a digest of each kind.
+DIGEST_LENGTH: Final[Mapping[str, int]] = {"sha256": 32, "md5": 16}
+
 #: The longest key in characters. S3 takes 1,024; a file system's path is the shorter limit.
 MAX_KEY: Final = 640
 #: The longest segment of a key in characters, as on most file systems.
@@ -114,7 +121,8 @@ class Head:
     """One object as the bucket shows it: ``length`` in bytes, ``etag`` without quotes, ``modified`` in unix
     seconds.
 
-    ``digest`` is the SHA-256 of the whole object as the provider recorded it, ``None`` where it shows none.
+    ``digest`` is that of the whole object, of the bucket's :attr:`Bucket.digest_kind`, as the provider computed it;
+    ``None`` where it shows none.
     """
 
     length: int
@@ -142,11 +150,38 @@ class Listing:
     next: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """How a bucket is set up at its provider, as far as it can be learned; ``None`` is always "not known".
+
+    ``region``: where it really is. ``versioning``: replaced and deleted objects are kept (and billed) as versions.
+    ``soft_delete``: seconds for which deleted objects are kept and billed, 0.0 for none. ``object_lock``: objects may
+    be locked against deletion by default. ``lifecycle``: rules that would remove or move objects of ours, each in
+    words; an empty tuple means that there are none. ``storage_class``: where new objects land, in the provider's words.
+    ``cors``: browsers of other origins may read. ``public_read`` and ``public_write``: anybody may, without a
+    signature. ``clock_skew``: the provider's clock minus the hub's, in seconds. ``unknown``: what could not be learned
+    (the name of a field above) and why, for example the permission that is lacking.
+    """
+
+    region: str | None = None
+    versioning: bool | None = None
+    soft_delete: float | None = None
+    object_lock: bool | None = None
+    lifecycle: tuple[str, ...] | None = None
+    storage_class: str | None = None
+    cors: bool | None = None
+    public_read: bool | None = None
+    public_write: bool | None = None
+    clock_skew: float | None = None
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+
 class Bucket(Protocol):
     """A place for immutable objects. Keys are whole keys: the bucket adds no prefix of its own.
 
     ``name`` is the hub's name for it, ``prefix`` what its owner wants keys to begin with ("" or "a/b", for
-    :func:`entrepot.core.keys.object_key`), ``binds`` what it enforces. Constructing one does no I/O.
+    :func:`entrepot.core.keys.object_key`), ``binds`` what it enforces, ``digest_kind`` the digest that
+    :meth:`sign_put` takes and :meth:`head` shows. Constructing one does no I/O.
     Every method may raise ``RetryLater(bucket-unreachable | busy)``, ``Denied`` and
     ``InvalidInput(invalid-key)``.
     """
@@ -154,6 +189,11 @@ class Bucket(Protocol):
     name: str
     prefix: str
     binds: Binds
+
+    @property
+    def digest_kind(self) -> DigestKind:
+        """The digest that a PUT names."""
+        ...
 
     async def start(self) -> None:
         """Make ready: look whether the place exists, sweep what a crash left behind. Idempotent."""
@@ -166,9 +206,15 @@ class Bucket(Protocol):
         """
         ...
 
+    async def examine(self) -> Facts:
+        """Ask the provider how the bucket is set up. Changes nothing; what it will not tell stands in
+        :attr:`Facts.unknown`. Raises only what keeps every question from being asked (``bucket-unreachable``)."""
+        ...
+
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:
-        """Permission to create ``key`` with ``length`` bytes whose SHA-256 is ``digest``, for ``expires``
-        seconds.
+        """Permission to create ``key`` with ``length`` bytes whose digest (of :attr:`digest_kind`) is ``digest``, for
+        ``expires`` seconds, or less: a URL dies with the temporary credentials that signed it, so it is signed for no
+        longer than they live (see :attr:`SignedRequest.expires_at`).
 
         No I/O, no promise about the bucket: the PUT itself answers 412 where the key is taken. A create-only
         PUT whose answer was lost also finds the key taken; compare :meth:`head` before believing in a
@@ -282,14 +328,14 @@ def check_etag(etag: str | None) -> str | None:
     return etag
 
 
-def check_put(key: str, length: int, digest: bytes, expires: int) -> None:
+def check_put(key: str, length: int, digest: bytes, expires: int, kind: DigestKind = "sha256") -> None:
     """The arguments of ``sign_put``. Raises ``InvalidInput``."""
     check_key(key)
     check_expires(expires)
     if not 0 <= length <= MAX_OBJECT:
         raise InvalidInput(f"an object has 0 to {MAX_OBJECT} bytes, not {length}")
-    if len(digest) != 32:
-        raise InvalidInput(f"a SHA-256 has 32 bytes, not {len(digest)}")
+    if len(digest) != DIGEST_LENGTH[kind]:
+        raise InvalidInput(f"a digest of kind {kind} has {DIGEST_LENGTH[kind]} bytes, not {len(digest)}")
 
 
 def check_expires(expires: int) -> int:

@@ -17,9 +17,10 @@ from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from entrepot.core.errors import InvalidInput
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.folder import FolderBucket, FolderSettings
 from entrepot_hub.adapters.buckets.interface import Bucket, check_key
-from entrepot_hub.adapters.buckets.s3_settings import S3Credentials, S3Settings
+from entrepot_hub.adapters.buckets.s3_settings import S3Settings
 
 _S3_FIELDS: Final = frozenset({"region", "endpoint", "public_endpoint", "addressing", "profile", "create"})
 

@@ -19,6 +19,8 @@ from entrepot_hub.adapters.buckets.interface import Binds, Bucket, SignedRequest
 
 _TIMEOUT: Final = 15.0
 _LENGTH: Final = 1000
+#: Headers that name a digest of what is uploaded.
+_DIGESTS: Final = frozenset({"x-amz-checksum-sha256", "content-md5", "x-goog-hash"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ class _Probe:
         return self.keys[-1]
 
     async def _signed(self, key: str, data: bytes, expires: int = 300) -> SignedRequest:
-        return await self._bucket.sign_put(key, len(data), hashlib.sha256(data).digest(), expires)
+        return await self._bucket.sign_put(key, len(data), self._digest(data), expires)
+
+    def _digest(self, data: bytes) -> bytes:
+        return hashlib.new(self._bucket.digest_kind, data, usedforsecurity=False).digest()
 
     async def good(self) -> bool:
         """A good upload. Returns whether HEAD shows its digest."""
@@ -94,7 +99,7 @@ class _Probe:
         head = await self._bucket.head(key)
         if head is None or head.length != _LENGTH:
             raise RetryLater("what was uploaded to the bucket is not there", kind="bucket-unreachable")
-        return head.digest == hashlib.sha256(self._data).digest()
+        return head.digest == self._digest(self._data)
 
     async def open_to_all(self) -> bool:
         """Whether anybody may write without a signature."""
@@ -144,11 +149,11 @@ class _Probe:
             signed = await self._signed(key := self._key(), self._data)
             headers = dict(own) if change == "own" else dict(signed.headers)
             if change == "none":
-                headers = {name: value for name, value in headers.items() if "checksum" not in name.lower()}
+                headers = {name: value for name, value in headers.items() if name.lower() not in _DIGESTS}
             answer = await send(signed, self._other, headers=headers)
             head = await self._bucket.head(key)
             refused = refused and not answer.accepted and head is None
-            true = true and (head is None or head.digest == hashlib.sha256(self._other).digest())
+            true = true and (head is None or head.digest == self._digest(self._other))
         return refused, true
 
     async def get_if(self) -> bool:

@@ -42,7 +42,9 @@ from entrepot_hub.adapters.buckets.interface import (
     MAX_PAGE,
     MAX_READ,
     Binds,
+    DigestKind,
     Entry,
+    Facts,
     Head,
     Listing,
     Method,
@@ -114,6 +116,15 @@ class S3Bucket:
         delete_if, replace_if = await self._run(self._try_conditions, scratch_key(prefix))
         self.binds = replace(binds, delete_if=delete_if, replace_if=replace_if)
         return self.binds
+
+    @property
+    def digest_kind(self) -> DigestKind:
+        """As the interface says."""
+        return "sha256"
+
+    async def examine(self) -> Facts:
+        """As the interface says."""
+        return Facts()
 
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:
         """As the interface says."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from entrepot.core.errors import InvalidInput
+from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.interface import Binds, check_prefix
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
@@ -39,19 +40,6 @@ PROFILES: Final = {
         replace_if=False,
     ),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Credentials:
-    """A key pair, and the token of a temporary one. URLs signed with a temporary one die with it."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.access_key or not self.secret_key:
-            raise InvalidInput("an access key and a secret key are needed", kind="invalid-setting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

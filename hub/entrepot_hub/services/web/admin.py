@@ -1,4 +1,4 @@
-"""The admin's socket: the operations of :mod:`entrepot_hub.services.administration` over HTTP on a file.
+"""The admin's socket: the operations of :mod:`entrepot_hub.services.operations` over HTTP on a file.
 
 The socket's file is for the hub's user alone; whoever may open it is the admin. ``POST /admin/<operation>``
 with the request in JSON.
@@ -20,7 +20,9 @@ from typing import Final, Self
 from aiohttp import web
 
 from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound
-from entrepot_hub.services.administration import ADMIN, OPERATIONS, Administration
+from entrepot_hub.services.administration import ADMIN
+from entrepot_hub.services.desk import Desk
+from entrepot_hub.services.operations import OPERATIONS
 from entrepot_hub.services.web.admin_client import answers
 from entrepot_hub.services.web.errors import json_answer
 from entrepot_hub.services.web.signatures import decode_body, read_body
@@ -32,8 +34,8 @@ _MAX_PATH: Final = 103
 class AdminRoutes:
     """Every operation at a path of its own."""
 
-    def __init__(self, administration: Administration) -> None:
-        self._administration = administration
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``."""
@@ -45,7 +47,7 @@ class AdminRoutes:
         if operation is None:
             raise NotFound("there is no such operation", hint="Is the hub of another version?")
         asked = decode_body(request, await read_body(request), operation.request)
-        return json_answer(await operation.call(self._administration, asked, ADMIN))
+        return json_answer(await operation.call(self._desk, asked, ADMIN))
 
 
 class AdminSocket:

@@ -15,7 +15,8 @@ import msgspec
 
 from entrepot.core.api import FaultAnswer
 from entrepot.core.errors import Denied, RetryLater, from_wire
-from entrepot_hub.services.administration import OPERATIONS, Request
+from entrepot_hub.services.desk import Request
+from entrepot_hub.services.operations import OPERATIONS
 
 _TIMEOUT: Final = 120.0  # seconds: surveying a bucket takes its time
 

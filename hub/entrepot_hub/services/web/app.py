@@ -14,6 +14,7 @@ from aiohttp import web
 from entrepot.core.api import MAX_REQUEST
 from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot_hub.services.administration import Administration
+from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.settings import HubSettings
 from entrepot_hub.services.web.admin import AdminRoutes, AdminSocket
 from entrepot_hub.services.web.channels import ChannelRoutes
@@ -68,10 +69,10 @@ def node_app(
     return app
 
 
-def admin_app(administration: Administration) -> web.Application:
+def admin_app(desk: Desk) -> web.Application:
     """The application behind the admin's socket."""
     app = web.Application(client_max_size=MAX_REQUEST, middlewares=[faults(_ADMIN_TIME)])
-    app.router.add_routes(AdminRoutes(administration).routes())
+    app.router.add_routes(AdminRoutes(desk).routes())
     return app
 
 
