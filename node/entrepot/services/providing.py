@@ -264,7 +264,7 @@ class Providing:
             holding = await self._store.holds(stream, channel.scope, channel.lock)
             if holding is None or not holds(holding.objects, grant.number):
                 raise await self._lacking(stream, channel)
-            job.source = source = await self._store.object_source(stream, channel.lock, grant.number)
+            job.source = source = await self._store.object_source(stream, channel.lock, grant.number, grant.digest)
         except EntrepotError as error:
             self._fail(error)
             reason = error

@@ -13,6 +13,7 @@ from typing import Final
 from entrepot.adapters.store.bitmap import CHUNK, join_bits, without_bits
 from entrepot.adapters.store.database import reads
 from entrepot.core.merkle import NODE_LENGTH
+from entrepot.core.messages import DigestKind
 
 _NO_NODE: Final = bytes(NODE_LENGTH)
 
@@ -70,17 +71,18 @@ def merge_nodes(db: sqlite3.Connection, stream: int, level: int, found: Mapping[
 
 
 @reads
-def digest(db: sqlite3.Connection, stream: int, lock: bytes, number: int) -> bytes | None:
-    """The SHA-256 of a whole object, if it was taken before."""
+def digest(db: sqlite3.Connection, stream: int, lock: bytes, number: int, kind: DigestKind) -> bytes | None:
+    """The digest of a whole object, if it was taken before."""
     row = db.execute(
-        "SELECT digest FROM digest WHERE stream = ? AND lock = ? AND number = ?", (stream, lock, number)
+        "SELECT digest FROM digest WHERE stream = ? AND lock = ? AND number = ? AND kind = ?",
+        (stream, lock, number, kind),
     ).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def put_digest(db: sqlite3.Connection, stream: int, lock: bytes, number: int, value: bytes) -> None:
-    """Keeps the SHA-256 of a whole object."""
-    db.execute("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?)", (stream, lock, number, value))
+def put_digest(db: sqlite3.Connection, stream: int, lock: bytes, number: int, kind: DigestKind, value: bytes) -> None:
+    """Keeps the digest of a whole object."""
+    db.execute("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?, ?)", (stream, lock, number, kind, value))
 
 
 @reads

@@ -37,6 +37,7 @@ from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import StreamId
 from entrepot.core.lock import SchemaLock
 from entrepot.core.merkle import LEAF, NODE_LENGTH, AuditPaths, from_nodes
+from entrepot.core.messages import DigestKind
 from entrepot.core.ranges import Pair, of_numbers
 
 BUFFER: Final = 1 << 20
@@ -285,7 +286,7 @@ class Reader:
             for key in [key for key in self._trees if key[0] == stream]:
                 self._trees_cost -= self._trees.pop(key).cost
 
-    def object_source(self, stream: StreamId, lock: SchemaLock, number: int) -> ObjectSource:
+    def object_source(self, stream: StreamId, lock: SchemaLock, number: int, kind: DigestKind) -> ObjectSource:
         """See :meth:`Store.object_source`."""
         known = self.known(stream)
         geometry = Geometry(known.opening.length, lock)
@@ -303,7 +304,7 @@ class Reader:
             if not self.bits(found, geometry).has_all(geometry.miniblocks_of(number)):
                 raise self.absent(known)
             content, identity, header = found, self._identity(found), kept
-        digest = self._digest(known, lock, number, header, content, identity, offset, length)
+        digest = self._digest(known, lock, number, kind, header, content, identity, offset, length)
         return ObjectSource(
             stream=stream,
             number=number,
@@ -322,16 +323,17 @@ class Reader:
         known: Known,
         lock: SchemaLock,
         number: int,
+        kind: DigestKind,
         header: bytes,
         content: Content,
         identity: FileIdentity,
         offset: int,
         length: int,
     ) -> bytes:
-        cached = self._database.run_from_thread(proofs.digest, known.id, lock.id, number)
+        cached = self._database.run_from_thread(proofs.digest, known.id, lock.id, number, kind)
         if cached is not None:
             return cached
-        digest = hashlib.sha256(header)
+        digest = hashlib.new(kind, header, usedforsecurity=False)
         buffer = memoryview(bytearray(min(BUFFER, length)))
         with self.opened(content, identity) as descriptor:
             end = offset + length
@@ -342,7 +344,7 @@ class Reader:
                 digest.update(piece)
                 offset += len(piece)
         value = digest.digest()
-        self._database.run_from_thread(proofs.put_digest, known.id, lock.id, number, value)
+        self._database.run_from_thread(proofs.put_digest, known.id, lock.id, number, kind, value)
         return value
 
     def confirm(self, source: ObjectSource) -> None:

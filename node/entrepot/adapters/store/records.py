@@ -74,8 +74,8 @@ class Entry:
 class ObjectSource:
     """Where the bytes of one object lie: ``header``, then ``length`` bytes of the file from ``offset`` on.
 
-    ``digest`` is the SHA-256 of the whole object. The file must still be ``identity`` when it is sent
-    (:meth:`Store.confirm`).
+    ``digest`` is that of the whole object, of the kind that was asked for. The file must still be ``identity`` when it
+    is sent (:meth:`Store.confirm`).
     """
 
     stream: StreamId

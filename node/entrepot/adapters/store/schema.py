@@ -77,4 +77,20 @@ def _first(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: Final[Sequence[Migration]] = (_first,)
+def _digests_by_kind(connection: sqlite3.Connection) -> None:
+    """A bucket's provider may check MD5 instead of SHA-256: digests of whole objects are kept by kind."""
+    connection.execute("ALTER TABLE digest RENAME TO digest_before")
+    connection.execute(
+        """CREATE TABLE digest (
+            stream INTEGER NOT NULL REFERENCES stream (id) ON DELETE CASCADE,
+            lock BLOB NOT NULL,
+            number INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            digest BLOB NOT NULL,
+            PRIMARY KEY (stream, lock, number, kind)) WITHOUT ROWID"""
+    )
+    connection.execute("INSERT INTO digest SELECT stream, lock, number, 'sha256', digest FROM digest_before")
+    connection.execute("DROP TABLE digest_before")
+
+
+MIGRATIONS: Final[Sequence[Migration]] = (_first, _digests_by_kind)

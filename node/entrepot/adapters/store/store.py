@@ -44,6 +44,7 @@ from entrepot.core.errors import Conflict, Corrupt, Internal, InvalidInput, NotF
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId, StreamKind
 from entrepot.core.lock import SchemaLock
+from entrepot.core.messages import DigestKind
 
 CATALOGUE: Final = "catalogue.sqlite3"
 CONTENT: Final = "content"
@@ -297,8 +298,10 @@ class Store:
         if they lie in a linked file that is no longer what it was."""
         return await self._run_again(self._open.reader.read, stream, offset, length)
 
-    async def object_source(self, stream: StreamId, lock: SchemaLock, number: int) -> ObjectSource:
-        """Object ``number`` under ``lock``, ready to be sent; its digest is computed once and kept.
+    async def object_source(
+        self, stream: StreamId, lock: SchemaLock, number: int, kind: DigestKind = "sha256"
+    ) -> ObjectSource:
+        """Object ``number`` under ``lock``, ready to be sent; its digest of this kind is computed once and kept.
 
         Raises ``changed`` if the linked file is no longer what it was (it is then marked stale: :meth:`refresh`),
         ``no-such-stream``.
@@ -306,7 +309,7 @@ class Store:
 
         def work() -> ObjectSource:
             self._touch(stream)
-            return self._open.reader.object_source(stream, lock, number)
+            return self._open.reader.object_source(stream, lock, number, kind)
 
         return await self._run_again(work)
 

@@ -157,7 +157,7 @@ class Provider:
         return self._start(now)
 
     def prepared(self, grant: bytes, header: bytes, digest: bytes, now: float) -> list[Effect]:
-        """The store gave the object's header and the SHA-256 of the whole object."""
+        """The store gave the object's header and the digest of the whole object that the grant asked for."""
         task = self._at(grant, Stage.PREPARING)
         if task is None:
             return []
