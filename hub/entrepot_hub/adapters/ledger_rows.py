@@ -181,6 +181,27 @@ def keep_grants(connection: Connection, grants: Sequence[GrantRecord]) -> None:
         connection.execute(_SET_GRANT, [_grant_values(grant) for grant in grants])
 
 
+def new_object(slot: Slot, channel_id: int) -> dict[str, Any]:
+    """The values of a row for an object that is not in the table yet."""
+    record = slot.record
+    return {
+        "channel_id": channel_id,
+        "lock": record.ref.lock,
+        "stream": record.ref.stream,
+        "number": record.ref.number,
+        "status": record.status.value,
+        "size": record.size,
+        "digest": record.digest,
+        "etag": record.etag,
+        "put_until": record.put_until,
+        "tombstone": record.tombstone,
+        "used_at": record.used_at,
+        "visited": record.visited,
+        "uploader": record.uploader,
+        "ready_number": slot.ready_number,
+    }
+
+
 def to_object(row: sa.Row[Any], channel: str) -> ObjectRecord:
     """The record of a row of ``objects``."""
     return ObjectRecord(

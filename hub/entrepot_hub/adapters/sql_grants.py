@@ -25,6 +25,7 @@ from entrepot_hub.adapters.ledger_rows import (
     keep_objects,
     key_of,
     live_grants,
+    new_object,
     to_grant,
     to_object,
 )
@@ -228,7 +229,7 @@ def _keep_made(
     new = [slot for slot in touched if slot.id is None]
     if new:
         ids: dict[tuple[int, Key], int] = {}
-        rows = [_new_object(slot, accounts[slot.record.ref.channel].id) for slot in new]
+        rows = [new_object(slot, accounts[slot.record.ref.channel].id) for slot in new]
         for of in accounts.values():
             own = [row for row in rows if row["channel_id"] == of.id]
             if own:
@@ -239,26 +240,6 @@ def _keep_made(
     connection.execute(sa.insert(t.grants), [_new_grant(grant, slots[grant.ref].id) for grant in made])
     for of in accounts.values():
         keep_account(connection, of)
-
-
-def _new_object(slot: Slot, channel_id: int) -> dict[str, Any]:
-    record = slot.record
-    return {
-        "channel_id": channel_id,
-        "lock": record.ref.lock,
-        "stream": record.ref.stream,
-        "number": record.ref.number,
-        "status": record.status.value,
-        "size": record.size,
-        "digest": record.digest,
-        "etag": record.etag,
-        "put_until": record.put_until,
-        "tombstone": record.tombstone,
-        "used_at": record.used_at,
-        "visited": record.visited,
-        "uploader": record.uploader,
-        "ready_number": slot.ready_number,
-    }
 
 
 def _new_grant(grant: GrantRecord, object_id: int | None) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from entrepot_hub.adapters.sql_grants import SqlGrants
-from entrepot_hub.adapters.sql_objects import SqlObjects
-from entrepot_hub.adapters.sql_wants import SqlWants
+from entrepot_hub.adapters.sql_reconciliation import SqlReconciliation
 
 
-class SqlLedger(SqlWants, SqlGrants, SqlObjects):
+class SqlLedger(SqlGrants, SqlReconciliation):
     """:class:`entrepot_hub.core.ledger.Ledger` in a :class:`~entrepot_hub.adapters.database.Database`.
 
     Synchronous; from an event loop: ``await database.call(ledger.grant, proposals, now)``. Within one

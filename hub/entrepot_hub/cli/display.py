@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from entrepot.core.errors import EntrepotError, to_wire
@@ -60,6 +61,19 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A remark for people that is no part of the answer."""
     sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner on the standard error while something takes its time, if a person is looking there; what is given to
+    the function stands beside it."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, markup=False, highlight=False).status(what) as status:
+        yield lambda text: status.update(f"{what}: {text}")
 
 
 def print_error(error: EntrepotError, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from entrepot.core.errors import EntrepotError, Internal, InvalidInput
-from entrepot_hub.cli import channels, hub, nodes
+from entrepot_hub.cli import channels, hub, nodes, reconcile
 from entrepot_hub.cli.display import print_error
 from entrepot_hub.cli.options import give_help
 
@@ -32,6 +32,7 @@ app.command("serve")(hub.serve)
 app.command("status")(hub.status)
 app.command("audit")(hub.audit)
 app.command("nats-config")(hub.nats_config)
+channels.app.command("reconcile")(reconcile.reconcile)
 app.add_typer(channels.app, name="channel")
 app.add_typer(nodes.app, name="node")
 

@@ -44,6 +44,10 @@ class GrantStatus(StrEnum):
 LIVE = frozenset({GrantStatus.OFFERED, GrantStatus.ACCEPTED})
 
 
+#: Where an object stands among those of one lock, in the order of their keys: stream, number.
+type Place = tuple[bytes, int]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectRef:
     """One object of one stream in one channel under one schema lock."""
@@ -339,6 +343,17 @@ class Ledger(Protocol):
 
         With ``found=None``: READY → RESERVED if :func:`may_land`, else ABSENT; RESERVED without live grant → ABSENT
         (released) unless it may land; RESERVED with a live grant stays. Returns the new view."""
+
+    def adopt(self, ref: ObjectRef, found: Found, opening: Opening, now: float) -> ObjectView | None:
+        """An object that nobody here knows was found in the bucket and proved by its header: it is READY from now on,
+        charged, without an uploader, and its stream's opening is known. None, and nothing changed, where the object is
+        not ABSENT or there is no room."""
+
+    def charted(
+        self, channel: str, lock: bytes, after: Place | None, through: Place | None, limit: int = 1000
+    ) -> list[ObjectView]:
+        """What should lie in the bucket under a lock, in the order of its keys, with live grants: after one place, up
+        to and with another. ABSENT objects are left out."""
 
     def clear_tombstone(self, ref: ObjectRef, now: float) -> None:
         """The 0-byte object at the key was deleted: TOMBSTONE → ABSENT, on RESERVED only the flag goes."""

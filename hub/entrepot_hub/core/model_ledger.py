@@ -23,6 +23,7 @@ from entrepot_hub.core.ledger import (
     ObjectRef,
     ObjectStatus,
     ObjectView,
+    Place,
     Proposal,
     Refusal,
     Usage,
@@ -37,6 +38,7 @@ from entrepot_hub.core.members import Rights
 from entrepot_hub.core.transitions import (
     STRIKE_WINDOW,
     accepted,
+    adopted,
     cleared,
     ended,
     evicted,
@@ -308,6 +310,33 @@ class ModelLedger:
             self._keep(grant)
         self._change(of, slot, settlement.record)
         return self._view(ref)
+
+    def adopt(self, ref: ObjectRef, found: Found, opening: Opening, now: float) -> ObjectView | None:
+        """See ``Ledger.adopt``."""
+        of, slot = self._channel(ref.channel), self._slots.get(ref)
+        before = nothing(ref) if slot is None else slot.record
+        after = adopted(before, found, now, of.quota - of.charged)
+        if after is None:
+            return None
+        if slot is None:
+            slot = self._slots[ref] = _Slot(before)
+            self._streams.setdefault((ref.channel, ref.stream), {})[ref] = slot
+        self._change(of, slot, after)
+        self.learn(ref.channel, ref.stream, opening)
+        return self._view(ref)
+
+    def charted(
+        self, channel: str, lock: bytes, after: Place | None, through: Place | None, limit: int = 1000
+    ) -> list[ObjectView]:
+        """See ``Ledger.charted``."""
+        self._channel(channel)
+        places = sorted(
+            (ref.stream, ref.number)
+            for ref, slot in self._slots.items()
+            if (ref.channel, ref.lock) == (channel, lock) and slot.record.status is not ObjectStatus.ABSENT
+        )
+        inside = [p for p in places if (after is None or p > after) and (through is None or p <= through)]
+        return [self._view(ObjectRef(channel, lock, *place)) for place in inside[: max(limit, 0)]]
 
     def clear_tombstone(self, ref: ObjectRef, now: float) -> None:
         """See ``Ledger.clear_tombstone``."""

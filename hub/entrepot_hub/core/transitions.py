@@ -208,6 +208,22 @@ def settled(
     return Settlement(ready, tuple(ended))
 
 
+def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> ObjectRecord | None:
+    """The object once what lies at its key was taken in, by its header alone; None where that may not be."""
+    if record.status is not ObjectStatus.ABSENT or not 0 < found.length <= free:
+        return None
+    return replace(
+        record,
+        status=ObjectStatus.READY,
+        size=found.length,
+        digest=found.digest,
+        etag=found.etag,
+        used_at=now,
+        visited=False,
+        uploader=None,
+    )
+
+
 def _missed(record: ObjectRecord, grants: Iterable[GrantRecord], now: float, grace: float) -> ObjectRecord:
     lands = may_land(record, now, grace)
     if record.status is ObjectStatus.READY:

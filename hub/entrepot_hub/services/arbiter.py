@@ -214,6 +214,15 @@ class Arbiter:
             self._spawn(self.perform(self.rounds.vanished(ref, self._clock())))
         return after
 
+    async def mended(self, ref: ObjectRef) -> None:
+        """The ledger was set right about an object: readers hear how it stands."""
+        view = await self._database.call(self._ledger.view, ref)
+        now = self._clock()
+        if view.record.status is ObjectStatus.READY:
+            await self.perform(self.rounds.arrived(ref, None, now))
+        else:
+            await self.perform(self.rounds.vanished(ref, now))
+
     async def fail(self, grant: GrantRecord, error: EntrepotError, now: float) -> None:
         """End a live grant as failed and pass its object on."""
         ended = await self._database.call(self._ledger.end_grant, grant.grant, GrantStatus.FAILED, error.kind, now)

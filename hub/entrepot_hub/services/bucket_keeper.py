@@ -65,6 +65,11 @@ class BucketKeeper:
         self._clock = clock
         self._turns: WeakValueDictionary[ObjectRef, asyncio.Lock] = WeakValueDictionary()
 
+    @property
+    def grace(self) -> float:
+        """Seconds after the end of a PUT's URL in which a PUT that began in time may still land."""
+        return self._settings.put_grace
+
     def turn(self, ref: ObjectRef) -> asyncio.Lock:
         """The lock that whoever changes the object's key in the bucket holds."""
         lock = self._turns.get(ref)

@@ -121,6 +121,14 @@ class Channels:
             raise Denied("this node is suspended at the hub", kind="suspended")
         return member
 
+    async def names(self) -> list[str]:
+        """All channels."""
+        return [record.name for record in await self._registry.channels()]
+
+    async def locks_on(self, bucket: int) -> set[str]:
+        """The lock ids, in hex, of all channels that share a bucket and prefix (by the id of its record)."""
+        return {record.lock.hex for record in await self._registry.channels() if record.bucket.id == bucket}
+
     async def size(self, channel: str) -> int:
         """How many members the channel has, about."""
         now = self._clock()

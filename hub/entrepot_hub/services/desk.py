@@ -15,7 +15,7 @@ import msgspec
 if TYPE_CHECKING:  # a command that asks a running hub has no use for a database
     from entrepot_hub.adapters.database import Database
     from entrepot_hub.adapters.registry import Registry
-    from entrepot_hub.core.ledger import Ledger
+    from entrepot_hub.adapters.sql_ledger import SqlLedger
     from entrepot_hub.services.administration import Administration
     from entrepot_hub.services.arbiter import Arbiter
     from entrepot_hub.services.bucket_keeper import BucketKeeper
@@ -40,7 +40,7 @@ class Desk:
     administration: Administration
     registry: Registry
     database: Database
-    ledger: Ledger
+    ledger: SqlLedger
     vault: Vault
     channels: Channels
     keeper: BucketKeeper

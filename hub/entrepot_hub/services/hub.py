@@ -39,6 +39,7 @@ from entrepot_hub.services.dispatcher import Dispatcher
 from entrepot_hub.services.exchange import Exchange
 from entrepot_hub.services.identity import database_url, load_identity, load_master
 from entrepot_hub.services.presence import Presence
+from entrepot_hub.services.reconciliation import Reconciler
 from entrepot_hub.services.settings import HubSettings, Listen
 from entrepot_hub.services.vault import Vault
 from entrepot_hub.services.web.app import WebServer, admin_app, node_app
@@ -49,6 +50,7 @@ _LAPSE = 0.25  # seconds between two looks for leases that are over
 _SWEEP = 30.0
 _SEEN = 60.0
 _PRUNE = 300.0
+_DUE = 300.0  # seconds between two looks for buckets that are due to be compared with the ledger
 _HISTORY = 7 * 86_400.0  # for so long the ledger remembers what is over
 _TICK = 1.0  # the longest pause of the rounds' timer
 _REVOCATIONS = "revocations"
@@ -201,6 +203,8 @@ class Hub:
         background.spawn(self._rounds_timer())
         background.every(_LAPSE, arbiter.lapse)
         background.every(_SWEEP, arbiter.sweep)
+        reconciler = Reconciler(database, ledger, channels, keeper, time.time, arbiter.mended)
+        background.every(_DUE, lambda: reconciler.due(self.settings.limits.reconcile))
         background.every(_SEEN, self._note_seen)
         background.every(_PRUNE, lambda: database.call(ledger.prune, time.time() - _HISTORY))
 

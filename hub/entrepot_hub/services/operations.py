@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from entrepot_hub.services import administration
+from entrepot_hub.services import administration, comparison
 from entrepot_hub.services.desk import Operation
 
 #: One table of all tables.
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
     **administration.OPERATIONS,
+    **comparison.OPERATIONS,
 }

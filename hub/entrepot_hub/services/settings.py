@@ -77,9 +77,11 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Times in seconds. ``request``: for one call of the API. ``jwt``: how long a node's NATS login holds."""
+    """Times in seconds. ``request``: for one call of the API. ``jwt``: how long a node's NATS login holds.
+    ``reconcile``: how often each channel's bucket is compared with the ledger."""
 
     request: Seconds = 30.0
+    reconcile: Annotated[float, msgspec.Meta(ge=60, le=31 * 86_400)] = 86_400.0
     jwt: Annotated[float, msgspec.Meta(ge=60, le=86_400)] = 3600.0
 
 
