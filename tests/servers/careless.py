@@ -1,14 +1,17 @@
 """An S3 server that checks nothing at all: no signature, no length, no precondition; it keeps what arrives.
 
-The worst provider that a channel's owner can bring. It exists to show that entrepot notices.
+The worst provider that a channel's owner can bring. It exists to show that entrepot notices. With a certificate it
+serves https, and it can write down what it was asked, header by header.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -16,14 +19,35 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.servers.ministack import S3Server
 
+#: The name of its bucket, where that stands in the host.
+BUCKET = "contract"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came: header names in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict[str, bytes]]
+    asked: ClassVar[list[Asked]]
     lock: ClassVar[threading.Lock]
+
+    def parse_request(self) -> bool:
+        good = super().parse_request()
+        if good and self.command != "PUT":
+            self._note(b"")
+        return good
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self._note(data)
         with self.lock:
             self.objects[self._key()] = data
         self._answer(200, {"ETag": _etag(data)})
@@ -51,7 +75,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def _key(self) -> str:
-        return urlsplit(self.path).path.lstrip("/").partition("/")[2]
+        path = urlsplit(self.path).path.lstrip("/")
+        # The bucket stands in the host or in the path.
+        return path if self.headers["Host"].startswith(f"{BUCKET}.") else path.partition("/")[2]
+
+    def _note(self, body: bytes) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        with self.lock:
+            self.asked.append(Asked(self.command, self.path, headers, body))
 
     def _listing(self, prefix: str) -> bytes:
         found = "".join(
@@ -78,14 +109,18 @@ def _etag(data: bytes) -> str:
 
 
 @contextmanager
-def run_careless() -> Iterator[S3Server]:
-    """A running careless server, in threads of this process."""
-    handler = type("Handler", (_Handler,), {"objects": {}, "lock": threading.Lock()})
+def run_careless(asked: list[Asked] | None = None, *, tls: ssl.SSLContext | None = None) -> Iterator[S3Server]:
+    """A running careless server, in threads of this process. What it is asked is added to ``asked``."""
+    state = {"objects": {}, "lock": threading.Lock(), "asked": [] if asked is None else asked}
+    handler = type("Handler", (_Handler,), state)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         serving.start()
         try:
-            yield S3Server(f"http://127.0.0.1:{server.server_address[1]}")
+            scheme = "http" if tls is None else "https"
+            yield S3Server(f"{scheme}://127.0.0.1:{server.server_address[1]}")
         finally:
             server.shutdown()
             serving.join()

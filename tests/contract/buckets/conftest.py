@@ -1,4 +1,4 @@
-"""One bucket of each kind, each on a real server: a folder served by aiohttp, ministack, rclone."""
+"""One bucket of each kind, each on a real server: a folder served by aiohttp, ministack, rclone, Azurite, GCS's."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from tests.servers.azurite import AzureServer, run_azurite
+from tests.servers.gcs import GcsServer, run_gcs
 from tests.servers.ministack import S3Server, run_ministack
 from tests.servers.rclone import run_rclone
 
-from entrepot_hub.adapters.buckets import Bucket
-from entrepot_hub.adapters.buckets.credentials import S3Credentials
+from entrepot_hub.adapters.buckets import Bucket, DigestKind
+from entrepot_hub.adapters.buckets.azure import AzureBucket
+from entrepot_hub.adapters.buckets.azure_settings import AzureSettings
+from entrepot_hub.adapters.buckets.credentials import AzureKey, S3Credentials
 from entrepot_hub.adapters.buckets.folder import FolderBucket, FolderSettings
 from entrepot_hub.adapters.buckets.folder_web import FolderWeb
+from entrepot_hub.adapters.buckets.gcs import GcsBucket
+from entrepot_hub.adapters.buckets.gcs_settings import GcsSettings
 from entrepot_hub.adapters.buckets.s3 import S3Bucket
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
 
-KINDS = ("folder", "ministack", "rclone")
+KINDS = ("folder", "ministack", "ministack-md5", "rclone", "azurite", "gcs")
 
 
 def s3_settings(server: S3Server, bucket: str = "contract") -> S3Settings:
@@ -33,6 +40,21 @@ def s3_settings(server: S3Server, bucket: str = "contract") -> S3Settings:
         credentials=S3Credentials(access_key=server.access_key, secret_key=server.secret_key),
         create=True,
     )
+
+
+def azure_settings(server: AzureServer, container: str = "contract") -> AzureSettings:
+    """A container of this name on a server of the tests, made if it is missing."""
+    return AzureSettings(
+        container=container,
+        endpoint=server.endpoint,
+        credentials=AzureKey(account=server.account, key=server.key),
+        create=True,
+    )
+
+
+def gcs_settings(server: GcsServer, bucket: str = "contract") -> GcsSettings:
+    """A bucket of this name on a server of the tests, made if it is missing."""
+    return GcsSettings(bucket=bucket, endpoint=server.endpoint, credentials=server.credentials, create=True)
 
 
 @asynccontextmanager
@@ -70,9 +92,23 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def probed() -> Iterator[dict[str, S3Bucket]]:
-    """The S3 buckets of this session by kind, each probed once. They belong to no event loop."""
-    buckets: dict[str, S3Bucket] = {}
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """The Azure Blob server."""
+    with run_azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """The server that speaks Google Cloud Storage, behind the proxy that checks signatures."""
+    with run_gcs(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def probed() -> Iterator[dict[str, Bucket]]:
+    """The cloud buckets of this session by kind, each probed once. They belong to no event loop."""
+    buckets: dict[str, Bucket] = {}
     yield buckets
     for bucket in buckets.values():
         asyncio.run(bucket.aclose())
@@ -86,7 +122,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def bucket(
-    kind: str, probed: dict[str, S3Bucket], request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, probed: dict[str, Bucket], request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[Bucket]:
     """A bucket whose ``binds`` were found by its own probe."""
     if kind == "folder":
@@ -94,7 +130,15 @@ async def bucket(
             yield folder
         return
     if kind not in probed:
-        made = S3Bucket(s3_settings(request.getfixturevalue(kind)), name=kind)
+        made: Bucket
+        server = request.getfixturevalue(kind.removesuffix("-md5"))
+        if kind == "azurite":
+            made = AzureBucket(azure_settings(server), name=kind)
+        elif kind == "gcs":
+            made = GcsBucket(gcs_settings(server), name=kind)
+        else:
+            digest: DigestKind = "md5" if kind.endswith("-md5") else "sha256"
+            made = S3Bucket(replace(s3_settings(server, bucket=kind), digest=digest), name=kind)
         await made.start()
         await made.probe()
         probed[kind] = made

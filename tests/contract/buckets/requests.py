@@ -28,9 +28,10 @@ class Reply:
         return 200 <= self.status < 300
 
 
-def digest_of(data: bytes) -> bytes:
-    """The SHA-256."""
-    return hashlib.sha256(data).digest()
+def digest_of(data: bytes, bucket: Bucket | None = None) -> bytes:
+    """The digest that the bucket's PUTs name; without a bucket the SHA-256."""
+    kind = "sha256" if bucket is None else bucket.digest_kind
+    return hashlib.new(kind, data, usedforsecurity=False).digest()
 
 
 def make(method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
@@ -72,7 +73,7 @@ async def send(
 
 async def upload(bucket: Bucket, key: str, data: bytes) -> Reply:
     """Sign a PUT of these bytes and make it."""
-    return await send(await bucket.sign_put(key, len(data), digest_of(data), 300), data)
+    return await send(await bucket.sign_put(key, len(data), digest_of(data, bucket), 300), data)
 
 
 async def download(bucket: Bucket, key: str, etag: str | None = None, **headers: str) -> Reply:

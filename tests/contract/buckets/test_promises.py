@@ -52,7 +52,7 @@ GOOD_KEYS = ["A", "a~b", "x.y/-/_", "0" * 200, ".entrepot", "p/.entrepot", "a.gz
 
 def head_digest(bucket: Bucket, data: bytes) -> bytes | None:
     """What HEAD shows of an object that came through a signed PUT."""
-    return digest_of(data) if bucket.binds.head_digest else None
+    return digest_of(data, bucket) if bucket.binds.head_digest else None
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, 16 << 20])
@@ -76,8 +76,11 @@ async def test_the_probe_finds_what_is_true_and_leaves_nothing(bucket: Bucket, b
     expected = {
         "folder": everything,
         "ministack": everything,
+        "ministack-md5": everything,
+        "gcs": everything,
         "rclone": everything
         | dict.fromkeys(["digest", "create_only", "head_digest", "get_if", "delete_if", "replace_if"], False),
+        "azurite": everything | dict.fromkeys(["length", "digest", "head_digest"], False),
     }
     assert await bucket.probe(base, expiry=False) == Binds(**expected[kind])
     assert await bucket.list(base) == await bucket.list("no/such/prefix")
@@ -85,28 +88,31 @@ async def test_the_probe_finds_what_is_true_and_leaves_nothing(bucket: Bucket, b
 
 @pytest.mark.parametrize("length", [len(DATA) - 1, len(DATA) + 1, 0])
 async def test_another_length_is_refused(bucket: Bucket, base: str, length: int) -> None:
-    """A PUT of more or fewer bytes than granted leaves nothing."""
-    assert bucket.binds.length
-    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA), 300)
+    """A PUT of more or fewer bytes than granted leaves nothing, or it is known not to be bound and HEAD shows it."""
+    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA, bucket), 300)
     body = (DATA + b"+")[:length]
     reply = await send(signed, body, headers={**signed.headers, "Content-Length": str(length)})
-    assert not reply.accepted
-    assert await bucket.head(f"{base}/a") is None
+    assert reply.accepted is not bucket.binds.length
+    head = await bucket.head(f"{base}/a")
+    assert (head is None) is bucket.binds.length
+    assert head is None or head.length == length
 
 
-async def test_a_put_without_a_length_is_refused(bucket: Bucket, base: str) -> None:
-    """A chunked PUT leaves nothing."""
-    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA), 300)
+@pytest.mark.parametrize("data", [DATA, DATA + b"+", DATA[:-1]])
+async def test_a_put_without_a_length_is_refused(bucket: Bucket, base: str, kind: str, data: bytes) -> None:
+    """A chunked PUT leaves nothing; Google, which takes chunks, takes exactly the bytes that were granted."""
+    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA, bucket), 300)
     headers = {name: value for name, value in signed.headers.items() if name != "Content-Length"}
-    chunked = f"{len(DATA):x}\r\n".encode() + DATA + b"\r\n0\r\n\r\n"
+    chunked = f"{len(data):x}\r\n".encode() + data + b"\r\n0\r\n\r\n"
     reply = await send(signed, chunked, headers={**headers, "Transfer-Encoding": "chunked"})
-    assert not reply.accepted
-    assert await bucket.head(f"{base}/a") is None
+    taken = kind == "gcs" and data == DATA
+    assert reply.accepted is taken
+    assert (await bucket.head(f"{base}/a") is not None) is taken
 
 
 async def test_a_truncated_put_leaves_nothing(bucket: Bucket, base: str) -> None:
     """An upload that ends early shows neither before nor after its end; the same URL then still works."""
-    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA), 300)
+    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA, bucket), 300)
     connection = await asyncio.to_thread(begin, signed, DATA[:-1])
     assert await bucket.head(f"{base}/a") is None
     connection.close()
@@ -116,7 +122,7 @@ async def test_a_truncated_put_leaves_nothing(bucket: Bucket, base: str) -> None
 
 async def test_other_bytes_are_refused_or_told(bucket: Bucket, base: str) -> None:
     """Bytes with another SHA-256 are refused, or the bucket is known not to bind it and HEAD does not lie."""
-    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA), 300)
+    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA, bucket), 300)
     reply = await send(signed, OTHER)
     head = await bucket.head(f"{base}/a")
     assert reply.accepted is not bucket.binds.digest
@@ -130,7 +136,7 @@ async def test_a_changed_url_opens_nothing(bucket: Bucket, base: str, method: st
     await bucket.create(f"{base}/there", DATA)
     key = f"{base}/there" if method == "GET" else f"{base}/new"
     signed = (
-        await bucket.sign_put(key, len(DATA), digest_of(DATA), 300)
+        await bucket.sign_put(key, len(DATA), digest_of(DATA, bucket), 300)
         if method == "PUT"
         else await bucket.sign_get(key, None, 300)
     )
@@ -155,13 +161,14 @@ async def test_a_changed_url_opens_nothing(bucket: Bucket, base: str, method: st
     assert (await send(signed, body)).accepted
 
 
-async def test_a_url_serves_one_method(bucket: Bucket, base: str) -> None:
+async def test_a_url_serves_one_method(bucket: Bucket, base: str, kind: str) -> None:
     """A URL for GET neither writes, deletes nor heads, and one for PUT neither reads nor deletes."""
     await bucket.create(f"{base}/a", DATA)
     before = await bucket.head(f"{base}/a")
     get = await bucket.sign_get(f"{base}/a", None, 300)
-    put = await bucket.sign_put(f"{base}/b", len(DATA), digest_of(DATA), 300)
-    for method in ("PUT", "DELETE", "HEAD", "POST"):
+    put = await bucket.sign_put(f"{base}/b", len(DATA), digest_of(DATA, bucket), 300)
+    # Azure's permission to read is also one to HEAD.
+    for method in ("PUT", "DELETE", "POST") if kind == "azurite" else ("PUT", "DELETE", "HEAD", "POST"):
         body = OTHER if method in {"PUT", "POST"} else b""
         headers = {"Content-Length": str(len(body))}
         assert not (await send(get, body, method=method, headers=headers)).accepted, method
@@ -175,7 +182,7 @@ async def test_an_expired_url_opens_nothing(bucket: Bucket, base: str) -> None:
     """After its end a URL neither writes nor reads."""
     assert bucket.binds.expiry
     await bucket.create(f"{base}/a", DATA)
-    put = await bucket.sign_put(f"{base}/b", len(DATA), digest_of(DATA), 1)
+    put = await bucket.sign_put(f"{base}/b", len(DATA), digest_of(DATA, bucket), 1)
     get = await bucket.sign_get(f"{base}/a", None, 1)
     await asyncio.sleep(2.5)
     assert not (await send(put, DATA)).accepted
@@ -190,16 +197,18 @@ async def test_one_of_sixteen_wins(bucket: Bucket, base: str) -> None:
     replies = await asyncio.gather(*(upload(bucket, key, data) for data in contents))
     winners = [data for data, reply in zip(contents, replies, strict=True) if reply.accepted]
     assert (len(winners) == 1) is bucket.binds.create_only
+    head = await bucket.head(key)
+    if head is None:  # once in a while rclone loses all of what overwrote each other
+        assert not bucket.binds.create_only
+        return
     found = await bucket.read(key, 0, 4000)
     assert found in winners
-    head = await bucket.head(key)
-    assert head is not None
     assert head.digest == head_digest(bucket, found)
 
 
-async def test_a_taken_key_is_kept(bucket: Bucket, base: str) -> None:
-    """A second PUT, of the same or of other bytes, is refused with 412; dropping the condition does not
-    help."""
+async def test_a_taken_key_is_kept(bucket: Bucket, base: str, kind: str) -> None:
+    """A second PUT, of the same or of other bytes, is refused with 412 (Azure: 403 or 409); dropping the
+    condition does not help."""
     key = f"{base}/a"
     assert (await upload(bucket, key, DATA)).accepted
     before = await bucket.head(key)
@@ -208,9 +217,9 @@ async def test_a_taken_key_is_kept(bucket: Bucket, base: str) -> None:
     if not bucket.binds.create_only:
         assert other.accepted
         return
-    assert (same.status, other.status) == (412, 412)
-    signed = await bucket.sign_put(key, len(OTHER), digest_of(OTHER), 300)
-    bare = {"Content-Length": str(len(OTHER))}
+    assert {same.status, other.status} <= ({403, 409} if kind == "azurite" else {412})
+    signed = await bucket.sign_put(key, len(OTHER), digest_of(OTHER, bucket), 300)
+    bare = {name: value for name, value in signed.headers.items() if name in {"Content-Length", "x-ms-blob-type"}}
     assert not (await send(signed, OTHER, headers=bare)).accepted
     assert await bucket.head(key) == before
 
@@ -219,7 +228,7 @@ async def test_a_lost_answer_is_found_by_looking(bucket: Bucket, base: str) -> N
     """When the answer to a PUT is lost, HEAD shows the object, and a repetition that is refused can be
     judged."""
     key = f"{base}/lost"
-    signed = await bucket.sign_put(key, len(DATA), digest_of(DATA), 300)
+    signed = await bucket.sign_put(key, len(DATA), digest_of(DATA, bucket), 300)
     connection = await asyncio.to_thread(begin, signed, DATA)
     await until_there(bucket, key)
     connection.close()
@@ -233,7 +242,7 @@ async def test_a_lost_answer_is_found_by_looking(bucket: Bucket, base: str) -> N
 
 async def test_a_tombstone_stops_a_late_put(bucket: Bucket, base: str) -> None:
     """A tombstone over an object, or over nothing, is 0 bytes, stays one when repeated, and refuses PUTs."""
-    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA), 300)
+    signed = await bucket.sign_put(f"{base}/a", len(DATA), digest_of(DATA, bucket), 300)
     assert (await send(signed, DATA)).accepted
     before = await bucket.head(f"{base}/a")
     assert before is not None
@@ -270,6 +279,8 @@ async def test_a_range_gives_exactly_these_bytes(
 ) -> None:
     """One byte range, at either end, open or longer than the object, gives its bytes and says which they
     are."""
+    if kind == "azurite" and first is None:
+        pytest.skip("Azure has no ranges that count from the end; nodes do not ask for them")
     await bucket.create(f"{base}/a", DATA)
     text = f"bytes={'' if first is None else first}-{'' if last is None else last}"
     reply = await download(bucket, f"{base}/a", Range=text)
@@ -282,10 +293,12 @@ async def test_a_range_gives_exactly_these_bytes(
     assert reply.status == (200 if kind == "rclone" else 206)
 
 
-async def test_a_range_outside_is_416(bucket: Bucket, base: str) -> None:
+async def test_a_range_outside_is_416(bucket: Bucket, base: str, kind: str) -> None:
     """A range that begins after the end is refused, not answered with something else."""
     await bucket.create(f"{base}/a", DATA)
-    assert (await download(bucket, f"{base}/a", Range="bytes=5000-5001")).status == 416
+    reply = await download(bucket, f"{base}/a", Range="bytes=5000-5001")
+    # Azurite answers 206 with nothing, where Azure answers 416.
+    assert reply.status == 416 or (kind, reply.body) == ("azurite", b"")
 
 
 async def test_an_etag_url_opens_only_that_content(bucket: Bucket, base: str) -> None:
@@ -383,7 +396,7 @@ async def test_what_is_no_key_is_refused(bucket: Bucket, key: str) -> None:
     """Odd, empty, climbing, hidden, long and non-ASCII keys are refused by every method before anything is
     done."""
     calls = [
-        bucket.sign_put(key, 1, digest_of(b"x"), 60),
+        bucket.sign_put(key, 1, digest_of(b"x", bucket), 60),
         bucket.sign_get(key, None, 60),
         bucket.head(key),
         bucket.read(key, 0, 1),
@@ -409,7 +422,7 @@ async def test_every_key_that_is_one_works(bucket: Bucket, base: str, name: str)
 
 async def test_arguments_out_of_bounds_are_refused(bucket: Bucket, base: str) -> None:
     """Lengths, digests, lives, pages and etags that cannot be are refused before anything is signed."""
-    key, digest = f"{base}/a", digest_of(DATA)
+    key, digest = f"{base}/a", digest_of(DATA, bucket)
     calls = [
         bucket.sign_put(key, -1, digest, 60),
         bucket.sign_put(key, 6 << 30, digest, 60),

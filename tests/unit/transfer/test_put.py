@@ -80,6 +80,19 @@ async def test_refusals_are_told_apart(
     assert len(bucket.seen) == 1
 
 
+@pytest.mark.parametrize("code", ["UnauthorizedBlobOverwrite", "AuthorizationPermissionMismatch"])
+async def test_a_refused_overwrite_means_that_the_key_is_taken(bucket, transfers, stream, code: str) -> None:
+    """Azure says 403 where others say 409 or 412: no reason to ask for another URL, but to look."""
+
+    def step(handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.reply(403, f"<Error><Code>{code}</Code></Error>".encode())
+
+    bucket.script.append(step)
+    outcome = await transfers.put(bucket.put(), stream.sources[0])
+    assert (outcome.exists, outcome.created, outcome.status) == (True, False, 403)
+
+
 async def test_early_answer_to_a_large_object_is_seen(bucket, transfers, tmp_path) -> None:
     """A server that says 412 and never reads the body neither blocks the upload nor hides behind a broken pipe."""
     path = tmp_path / "large"

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from entrepot.core.errors import InvalidInput
+
+
+class _KeyName(msgspec.Struct):
+    """What names a key within a service account's key document."""
+
+    private_key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +66,12 @@ class GcsServiceAccount:
 
     @property
     def label(self) -> str:
-        """The account's address."""
-        return self.client_email
+        """The account's address, and which of its keys this is."""
+        try:
+            key = msgspec.json.decode(self.document, type=_KeyName).private_key_id
+        except msgspec.MsgspecError:
+            key = ""
+        return f"{self.client_email} (key {key[:8]})" if key else self.client_email
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

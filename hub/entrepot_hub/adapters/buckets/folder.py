@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from entrepot.core.errors import InvalidInput, RetryLater
+from entrepot.core.errors import Denied, InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets.folder_files import FolderFiles, Upload
 from entrepot_hub.adapters.buckets.folder_urls import Permission, UrlSigner
 from entrepot_hub.adapters.buckets.interface import (
@@ -66,7 +67,8 @@ class FolderBucket:
     """A bucket in the directory ``path``, an absolute one. See the interface for what it promises.
 
     ``secret`` signs the URLs: whoever has it can write anything. ``public_url`` is the hub's, as nodes reach
-    it. ``clock`` gives unix seconds. One process at a time may own a folder.
+    it. ``create``: make the folder at the start if it is missing. ``clock`` gives unix seconds. One process at a time
+    may own a folder.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class FolderBucket:
         secret: bytes,
         public_url: str,
         prefix: str = "",
+        create: bool = True,
         settings: FolderSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,8 +91,10 @@ class FolderBucket:
         self.settings = settings or FolderSettings()
         self.clock = clock
         self._path = path
-        self._files = FolderFiles(path, sync=self.settings.sync)
+        self._files = FolderFiles(path, sync=self.settings.sync, create=create)
         self._signer = UrlSigner(name, public_url, secret)
+        self._former: tuple[UrlSigner, ...] = ()
+        self._former_until = 0.0
         self._threads = ThreadPoolExecutor(self.settings.threads, thread_name_prefix=f"bucket-{name}")
         self._closed = False
 
@@ -97,9 +102,10 @@ class FolderBucket:
         return f"FolderBucket({self.name!r}, {str(self._path)!r})"
 
     async def start(self) -> None:
-        """Make the folder if it is missing and sweep it.
+        """See that the folder is there, or make it if it was so asked, and sweep it.
 
-        Raises ``InvalidInput(invalid-setting)`` if its file system has no hard links.
+        Raises ``InvalidInput(invalid-setting)`` for a folder that is not there, and if its file system has no hard
+        links.
         """
         await self._run(self._files.start, 2 * self.settings.stall)
 
@@ -114,8 +120,19 @@ class FolderBucket:
         return "sha256"
 
     async def examine(self) -> Facts:
-        """As the interface says."""
-        return Facts()
+        """As the interface says. A folder has none of what providers add to a bucket."""
+        return Facts(
+            versioning=False,
+            soft_delete=0.0,
+            object_lock=False,
+            lifecycle=(),
+            storage_class="file system",
+            cors=False,
+            public_read=False,
+            public_write=False,
+            clock_skew=0.0,
+            unknown={"region": "a folder is where the hub is"},
+        )
 
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:
         """As the interface says. The PUT must send ``Content-Length``; nothing else is asked of its
@@ -185,11 +202,22 @@ class FolderBucket:
     ) -> None:
         await self.aclose()
 
+    def change_secret(self, secret: bytes, former: Sequence[bytes], until: float) -> None:
+        """Sign with this secret from now on. What the former ones signed is taken until then (unix seconds)."""
+        name, public_url = self._signer.name, self._signer.public_url
+        self._signer = UrlSigner(name, public_url, secret)
+        self._former = tuple(UrlSigner(name, public_url, one) for one in former)
+        self._former_until = until
+
     # --- for the web half ---------------------------------------------------------------------------------
 
     def permission(self, method: str, key: str, query: Sequence[tuple[str, str]]) -> Permission:
         """What the URL of a request permits now. Raises ``Denied(bad-signature | expired)``."""
-        return self._signer.verify(method, key, query, self.clock())
+        now = self.clock()
+        for former in self._former if now < self._former_until else ():
+            with suppress(Denied):
+                return former.verify(method, key, query, now)
+        return self._signer.verify(method, key, query, now)
 
     async def exists(self, key: str) -> bool:
         """Whether the key is taken at this moment."""

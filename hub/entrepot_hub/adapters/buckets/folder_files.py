@@ -65,10 +65,12 @@ class FolderFiles:
     """The objects under ``root``. Every method blocks and may be called from any thread.
 
     ``sync``: an object is on the disk, name and all, before it is reported. Without, a power cut may lose it.
+    ``create``: :meth:`start` makes the folder if it is missing.
     """
 
-    def __init__(self, root: Path, *, sync: bool = True) -> None:
+    def __init__(self, root: Path, *, sync: bool = True, create: bool = True) -> None:
         self._root = root
+        self._create = create
         self._sync = sync
         self._changing = threading.Lock()
         self._stamping = threading.Lock()
@@ -76,9 +78,17 @@ class FolderFiles:
         self._uploads: set[str] = set()
 
     def start(self, older_than: float) -> int:
-        """Make the folder if it is missing, see that it can hold objects, sweep. The bytes freed."""
+        """See that the folder is there, or make it, and that it can hold objects; sweep. The bytes freed."""
         with translated(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
+            if self._create:
+                self._root.mkdir(parents=True, exist_ok=True)
+            elif not self._root.is_dir():
+                # Not made silently: it may be a disk that is not mounted.
+                raise InvalidInput(
+                    f"there is no folder {self._root}",
+                    kind="invalid-setting",
+                    hint="Make it, mount it, or have it made on the first start with --create-bucket",
+                )
             with contextlib.suppress(FileExistsError):
                 (self._root / _RECORDS).mkdir()
             with self.begin() as upload:

@@ -16,7 +16,8 @@ Promises of every driver, held by one suite (``tests/contract/buckets``):
   ``False`` next time.
 - **An etag names one content at one key.** Whatever replaces an object has another etag.
 - **Only our errors.** :class:`~entrepot.core.errors.RetryLater` (``bucket-unreachable``, ``busy``,
-  ``disk-full``), :class:`~entrepot.core.errors.Denied`, :class:`~entrepot.core.errors.NotFound`
+  ``disk-full``), :class:`~entrepot.core.errors.Denied`, :class:`~entrepot.core.errors.Corrupt` (an object that its
+  uploader put out of reach), :class:`~entrepot.core.errors.NotFound`
   (``no-such-object``), :class:`~entrepot.core.errors.Conflict` (``exists``, ``changed``),
   :class:`~entrepot.core.errors.InvalidInput` (``invalid-key``, ``invalid-setting``). None of a library's.
 - **Never on the event loop.** Blocking work runs in a bounded pool of threads that belongs to the bucket.
@@ -207,8 +208,12 @@ class Bucket(Protocol):
         ...
 
     async def examine(self) -> Facts:
-        """Ask the provider how the bucket is set up. Changes nothing; what it will not tell stands in
-        :attr:`Facts.unknown`. Raises only what keeps every question from being asked (``bucket-unreachable``)."""
+        """Ask the provider how the bucket is set up.
+
+        Changes nothing, but for a scratch object that anybody may write, which is removed again. What the provider will
+        not tell stands in :attr:`Facts.unknown`. Raises only what keeps every question from being asked
+        (``bucket-unreachable``).
+        """
         ...
 
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import re
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,6 +22,10 @@ from entrepot_hub.adapters.buckets.interface import Binds, Bucket, SignedRequest
 
 _TIMEOUT: Final = 15.0
 _LENGTH: Final = 1000
+#: What of a provider's refusal is passed on.
+_TOLD: Final = re.compile(rb"<(?:Code|Message)>([^<]{1,200})</")
+#: Headers that let an upload only create.
+_CONDITIONS: Final = frozenset({"if-none-match", "x-goog-if-generation-match"})
 #: Headers that name a digest of what is uploaded.
 _DIGESTS: Final = frozenset({"x-amz-checksum-sha256", "content-md5", "x-goog-hash"})
 
@@ -42,14 +49,14 @@ def scratch_key(prefix: str) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-async def probe_uploads(bucket: Bucket, prefix: str = "", *, expiry: bool = True) -> Binds:
+async def probe_uploads(bucket: Bucket, prefix: str = "", *, expiry: bool = True, ca: Path | None = None) -> Binds:
     """Which of length, digest, create-only, expiry and the digest in HEAD the provider holds for signed PUTs.
 
     The other fields, and ``expiry`` if it is not to be tried (it takes three seconds), are the bucket's own
-    claim. The scratch objects are removed whatever happens. Raises ``Denied``, ``RetryLater`` or
-    ``InvalidInput`` when not even a good upload succeeds.
+    claim. The scratch objects are removed whatever happens. ``ca``: a file of authorities to trust instead of
+    the usual ones. Raises ``Denied``, ``RetryLater`` or ``InvalidInput`` when not even a good upload succeeds.
     """
-    probe = _Probe(bucket, prefix)
+    probe = _Probe(bucket, prefix, ca)
     try:
         shown = await probe.good()
         digest, true = await probe.digest()
@@ -73,10 +80,11 @@ async def probe_uploads(bucket: Bucket, prefix: str = "", *, expiry: bool = True
 
 
 class _Probe:
-    def __init__(self, bucket: Bucket, prefix: str) -> None:
+    def __init__(self, bucket: Bucket, prefix: str, ca: Path | None) -> None:
         self.keys: list[str] = []
         self._bucket = bucket
         self._prefix = prefix
+        self._ca = ca
         self._data = secrets.token_bytes(_LENGTH)
         self._other = secrets.token_bytes(_LENGTH)
 
@@ -90,10 +98,13 @@ class _Probe:
     def _digest(self, data: bytes) -> bytes:
         return hashlib.new(self._bucket.digest_kind, data, usedforsecurity=False).digest()
 
+    async def _send(self, signed: SignedRequest, data: bytes, *, headers: Mapping[str, str] | None = None) -> Answer:
+        return await send(signed, data, headers=headers, ca=self._ca)
+
     async def good(self) -> bool:
         """A good upload. Returns whether HEAD shows its digest."""
         key = self._key()
-        answer = await send(await self._signed(key, self._data), self._data)
+        answer = await self._send(await self._signed(key, self._data), self._data)
         if not answer.accepted:
             raise _refusal(answer)
         head = await self._bucket.head(key)
@@ -105,25 +116,25 @@ class _Probe:
         """Whether anybody may write without a signature."""
         signed = await self._signed(key := self._key(), self._data)
         bare = replace(signed, url=signed.url.partition("?")[0])
-        answer = await send(bare, self._data, headers={"Content-Length": str(_LENGTH)})
+        answer = await self._send(bare, self._data, headers={"Content-Length": str(_LENGTH)})
         return answer.accepted or await self._bucket.head(key) is not None
 
     async def create_only(self) -> bool:
         """A taken key stays as it is: by a signed PUT, by one that drops the condition, and for a
         tombstone."""
         key = self._key()
-        if not (await send(await self._signed(key, self._data), self._data)).accepted:
+        if not (await self._send(await self._signed(key, self._data), self._data)).accepted:
             return False
         before = await self._bucket.head(key)
         signed = await self._signed(key, self._other)
-        dropped = {name: value for name, value in signed.headers.items() if name.lower() != "if-none-match"}
-        refused = not (await send(signed, self._other)).accepted
+        dropped = {name: value for name, value in signed.headers.items() if name.lower() not in _CONDITIONS}
+        refused = not (await self._send(signed, self._other)).accepted
         if dropped != signed.headers:
-            refused = not (await send(signed, self._other, headers=dropped)).accepted and refused
+            refused = not (await self._send(signed, self._other, headers=dropped)).accepted and refused
         if not refused or await self._bucket.head(key) != before:
             return False
         await self._bucket.put_tombstone(key)
-        refused = not (await send(signed, self._other)).accepted
+        refused = not (await self._send(signed, self._other)).accepted
         after = await self._bucket.head(key)
         return refused and after is not None and after.length == 0
 
@@ -132,10 +143,10 @@ class _Probe:
         for data in (self._data + b"+", self._data[:-1]):
             signed = await self._signed(key := self._key(), self._data)
             headers = dict(signed.headers) | {"Content-Length": str(len(data))}
-            if (await send(signed, data, headers=headers)).accepted or await self._bucket.head(key) is not None:
+            if (await self._send(signed, data, headers=headers)).accepted or await self._bucket.head(key) is not None:
                 return False
         signed = await self._signed(key := self._key(), self._data)
-        await send(signed, self._data[:-1])
+        await self._send(signed, self._data[:-1])
         return await self._bucket.head(key) is None
 
     async def digest(self) -> tuple[bool, bool]:
@@ -150,7 +161,7 @@ class _Probe:
             headers = dict(own) if change == "own" else dict(signed.headers)
             if change == "none":
                 headers = {name: value for name, value in headers.items() if name.lower() not in _DIGESTS}
-            answer = await send(signed, self._other, headers=headers)
+            answer = await self._send(signed, self._other, headers=headers)
             head = await self._bucket.head(key)
             refused = refused and not answer.accepted and head is None
             true = true and (head is None or head.digest == self._digest(self._other))
@@ -159,37 +170,41 @@ class _Probe:
     async def get_if(self) -> bool:
         """A GET for one etag succeeds, and fails once the object was replaced."""
         key = self._key()
-        await send(await self._signed(key, self._data), self._data)
+        await self._send(await self._signed(key, self._data), self._data)
         head = await self._bucket.head(key)
         if head is None:
             return False
         signed = await self._bucket.sign_get(key, head.etag, 300)
-        if not (await send(signed, b"")).accepted:
+        if not (await self._send(signed, b"")).accepted:
             return False
         await self._bucket.put_tombstone(key)
-        return not (await send(signed, b"")).accepted
+        return not (await self._send(signed, b"")).accepted
 
     async def expiry(self) -> bool:
         """A PUT after the URL's end is refused."""
         signed = await self._signed(key := self._key(), self._data, expires=1)
         await asyncio.sleep(3)
-        answer = await send(signed, self._data)
+        answer = await self._send(signed, self._data)
         return not answer.accepted and await self._bucket.head(key) is None
 
 
-async def send(signed: SignedRequest, data: bytes, *, headers: Mapping[str, str] | None = None) -> Answer:
+async def send(
+    signed: SignedRequest, data: bytes, *, headers: Mapping[str, str] | None = None, ca: Path | None = None
+) -> Answer:
     """Make the signed request with these bytes, in a thread; with other ``headers`` than it says, to see.
 
     With fewer bytes than ``Content-Length`` the connection is half closed after them. Raises
     ``RetryLater(bucket-unreachable)`` if there is no connection.
     """
-    return await asyncio.to_thread(_send, signed, data, signed.headers if headers is None else headers)
+    return await asyncio.to_thread(_send, signed, data, signed.headers if headers is None else headers, ca)
 
 
-def _send(signed: SignedRequest, data: bytes, headers: Mapping[str, str]) -> Answer:
+def _send(signed: SignedRequest, data: bytes, headers: Mapping[str, str], ca: Path | None) -> Answer:
     parts = urlsplit(signed.url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=_TIMEOUT)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT)
+    if parts.scheme == "https":
+        trusted = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=_TIMEOUT, context=trusted)
     try:
         try:
             connection.connect()
@@ -220,7 +235,10 @@ def _half_close(connection: http.client.HTTPConnection) -> None:
 
 
 def _refusal(answer: Answer) -> Denied | RetryLater | InvalidInput:
-    text = answer.body.decode("utf-8", "replace")[:300]
+    # Nothing else of it is told: some providers repeat the token or the whole request that they refuse.
+    text = (
+        ": ".join(part.decode("utf-8", "replace") for part in _TOLD.findall(answer.body)) or f"status {answer.status}"
+    )
     if answer.status in {401, 403}:
         return Denied(
             f"the bucket refuses a signed upload: {text}",

@@ -21,6 +21,7 @@ from entrepot.adapters.transfer.answers import (
     Setback,
     cancelled,
     error_body,
+    error_code,
     network_errors,
     refusal,
     unreachable,
@@ -31,6 +32,8 @@ from entrepot.core.errors import Conflict, InvalidInput
 
 _RECORD = 16 << 10  # bytes in one record of TLS
 _EXISTS = (409, 412)
+#: How Azure refuses, with 403, to let a URL that may only create replace something.
+_OVERWRITES = frozenset({"UnauthorizedBlobOverwrite", "AuthorizationPermissionMismatch"})
 
 
 def put(
@@ -234,6 +237,6 @@ def _outcome(host: str, response: http.client.HTTPResponse, body: bytes, early: 
     refused = refusal(host, response, body)
     if isinstance(refused, Setback):
         raise refused
-    if status in _EXISTS:
+    if status in _EXISTS or error_code(body) in _OVERWRITES:
         return PutOutcome(status, etag, created=False, exists=True, attempts=attempt)
     raise refused
