@@ -32,6 +32,8 @@ _WRAPPED: Final = KEY_LENGTH + _TAG
 _HEAD: Final = 1 + _NONCE + _WRAPPED
 _SHORTEST: Final = _HEAD + _NONCE + _TAG
 _MAX_SECRET: Final = 1 << 20
+#: Bytes that a sealed blob has more than the secret in it.
+SEAL_OVERHEAD: Final = _SHORTEST
 _WRAP_DOMAIN: Final = b"entrepot.seal.key\0"
 _DATA_DOMAIN: Final = b"entrepot.seal.data\0"
 
@@ -98,6 +100,31 @@ def reseal(blob: bytes, *, old: MasterKey, new: MasterKey, associated: bytes, ra
         raise InvalidInput(f"sealing again needs {RESEAL_RANDOM} random bytes")
     data_key = _unwrap(blob, old, associated)
     return _VERSION + random + AESGCM(new.raw).encrypt(random, data_key, _WRAP_DOMAIN + associated) + blob[_HEAD:]
+
+
+def opens(blob: bytes, *, key: MasterKey, associated: bytes) -> bool:
+    """Whether the blob was sealed under this key for this place. Raises :class:`Corrupt` for what is no sealed blob."""
+    try:
+        _unwrap(blob, key, associated)
+    except Denied:
+        return False
+    return True
+
+
+def same_secret(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two blobs are one sealed secret, however often it was sealed again under other master keys. The same
+    secret sealed twice is two."""
+    return one == other if one is None or other is None else one[_HEAD:] == other[_HEAD:]
+
+
+def bucket_place(url: str) -> bytes:
+    """The associated data of the keys of the bucket at this URL."""
+    return b"entrepot.bucket\0" + url.encode()
+
+
+def invite_place(invite: str) -> bytes:
+    """The associated data of an invite's proof key."""
+    return b"entrepot.invite\0" + invite.encode()
 
 
 def _unwrap(blob: bytes, key: MasterKey, associated: bytes) -> bytes:

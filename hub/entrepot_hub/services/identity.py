@@ -12,17 +12,19 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound, RetryLater
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.master_keys import CHANGE_RANDOM, Change, MasterKeys
 from entrepot_hub.core.nats_identity import RANDOM_LENGTH, NatsIdentity
-from entrepot_hub.core.sealing import KEY_LENGTH, SEAL_RANDOM, MasterKey, seal, unseal
+from entrepot_hub.core.sealing import KEY_LENGTH, RESEAL_RANDOM, SEAL_RANDOM, MasterKey, seal
 from entrepot_hub.services.settings import (
+    CHANGE_NAME,
     DATABASE_NAME,
     FILE_NAME,
     IDENTITY_NAME,
@@ -133,26 +135,92 @@ def load_master(settings: HubSettings, given: str | None = None) -> MasterKey:
     if given is not None:
         return MasterKey.parse(given)
     if settings.master.command:
-        return MasterKey.parse(_output(settings.master.command, "the master key"))
+        return MasterKey.parse(output_of(settings.master.command, "the master key"))
     return MasterKey.parse(_read(settings.folder / settings.master.file).decode("ascii", "replace"))
 
 
-def load_identity(settings: HubSettings, master: MasterKey) -> NatsIdentity:
+def load_keys(settings: HubSettings, given: str | None = None) -> MasterKeys:
+    """The master key as :func:`load_master` finds it and, while it is being changed, the other one. Blocking. Raises as
+    :func:`load_master`, and Denied where a change was begun that it has no part in."""
+    master = load_master(settings, given)
+    keys, change = MasterKeys(master), load_change(settings, master)
+    if change is not None:
+        keys.also(change.old)
+        keys.also(change.new)
+    return keys
+
+
+def load_change(settings: HubSettings, master: MasterKey) -> Change | None:
+    """The change of the master key that is under way, if one is. Blocking. Raises as :func:`load_keys`."""
+    try:
+        return Change.read(_read(settings.folder / CHANGE_NAME), master)
+    except NotFound:
+        return None
+
+
+def keep_change(settings: HubSettings, change: Change) -> None:
+    """Write down that the master key is to be changed. Blocking. Conflict (``in-use``) if another change is under
+    way."""
+    path = settings.folder / CHANGE_NAME
+    with _beside(path, change.write(secrets.token_bytes(CHANGE_RANDOM))) as made:
+        try:
+            os.link(made, path)
+            _sync(path.parent)
+        except FileExistsError:
+            raise Conflict("another change of the master key has begun just now", kind="in-use") from None
+
+
+def drop_change(settings: HubSettings) -> None:
+    """The change is done: forget it, and what a killed one left beside the files. Blocking, idempotent."""
+    for path in (
+        settings.folder / settings.master.file,
+        settings.folder / IDENTITY_NAME,
+        settings.folder / CHANGE_NAME,
+    ):
+        for left in path.parent.glob(f".{path.name}.????????"):
+            left.unlink(missing_ok=True)
+    (settings.folder / CHANGE_NAME).unlink(missing_ok=True)
+    _sync(settings.folder)
+
+
+def keep_master(settings: HubSettings, master: MasterKey) -> None:
+    """Write the master key into its file instead of the one that is there. Blocking. Denied (``unreadable``)."""
+    _replace(settings.folder / settings.master.file, master.raw.hex().encode() + b"\n")
+
+
+def check_master_place(settings: HubSettings) -> None:
+    """Find out whether :func:`keep_master` could write. Blocking. Denied (``unreadable``)."""
+    with _beside(settings.folder / settings.master.file, b""):
+        pass
+
+
+def reseal_identity(settings: HubSettings, keys: MasterKeys, to: MasterKey) -> None:
+    """Seal the hub's keys on NATS under this master key. Blocking, idempotent. Raises as :func:`load_identity`."""
+    path = settings.folder / IDENTITY_NAME
+    before = _read(path)
+    now = keys.reseal(before, to=to, associated=_PLACE, random=secrets.token_bytes(RESEAL_RANDOM))
+    if now != before:
+        _replace(path, now)
+
+
+def load_identity(settings: HubSettings, master: MasterKey | MasterKeys) -> NatsIdentity:
     """The hub's keys on NATS, unsealed. Blocking. Raises as :func:`load_master`, and Corrupt."""
     sealed = _read(settings.folder / IDENTITY_NAME)
-    return NatsIdentity.load(unseal(sealed, key=master, associated=_PLACE))
+    return NatsIdentity.load(MasterKeys.of(master).unseal(sealed, associated=_PLACE))
 
 
 def database_url(settings: HubSettings) -> str:
     """Where the hub's database is; may hold a password. Blocking, if a command tells it."""
     if settings.database.url_command:
-        return _output(settings.database.url_command, "the database's URL").strip()
+        return output_of(settings.database.url_command, "the database's URL").strip()
     if settings.database.url is not None:
         return settings.database.url
     return f"sqlite:///{settings.folder.absolute() / DATABASE_NAME}"
 
 
-def _output(command: Sequence[str], what: str) -> str:
+def output_of(command: Sequence[str], what: str) -> str:
+    """What a program prints, for secrets that lie elsewhere; ``what`` stands in errors. Blocking, for half a minute at
+    most. Raises RetryLater, InvalidInput (``invalid-setting``), neither of them with what it printed."""
     try:
         done = subprocess.run(
             list(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_TIME, check=False
@@ -166,14 +234,17 @@ def _output(command: Sequence[str], what: str) -> str:
     return done.stdout[:_MAX_SECRET_FILE].decode("utf-8", "replace")
 
 
-def _read(path: Path) -> bytes:
+def secret_in(path: Path) -> str:
+    """The text in a file. Blocking. Raises NotFound (``no-such-file``), Denied (``unreadable``)."""
+    return _read(path, hint="Name the file with the key.").decode("ascii", "replace")
+
+
+def _read(path: Path, hint: str = "Restore it from the backup.") -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(_MAX_SECRET_FILE)
     except FileNotFoundError:
-        raise NotFound(
-            f"{path} is missing", kind="no-such-file", hint="Restore it from the backup.", path=str(path)
-        ) from None
+        raise NotFound(f"{path} is missing", kind="no-such-file", hint=hint, path=str(path)) from None
     except OSError as error:
         raise Denied(f"{path} cannot be read: {error.strerror}", kind="unreadable", path=str(path)) from None
 
@@ -185,6 +256,30 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+
+
+@contextmanager
+def _beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A new file next to ``path``, for the owner alone, on the disk; it goes in the end. Denied (``unreadable``)."""
+    made = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        _write(made, data)
+        yield made
+    except OSError as error:
+        raise Denied(f"{path} cannot be written: {error.strerror}", kind="unreadable", path=str(path)) from None
+    finally:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Other content for a file, at once or not at all, for the same owner."""
+    with _beside(path, data) as made:
+        found = path.stat()
+        if os.geteuid() == 0:
+            os.chown(made, found.st_uid, found.st_gid)
+        os.replace(made, path)
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
