@@ -37,6 +37,7 @@ from entrepot_hub.core.ledger import (
 )
 from entrepot_hub.core.round import ASKER_LIFE
 from entrepot_hub.core.rounds import Rounds
+from entrepot_hub.core.wishes import Front
 
 LOCK = SchemaLock("demo")
 OPENING = Opening(20 * LOCK.object, b"\x07" * 32)
@@ -276,7 +277,7 @@ def test_no_room_makes_room_and_tries_again(rounds: Rounds) -> None:
     offer(rounds, 0.0)
     proposal = proposals(rounds.tick(1.0))[0]
     effects = rounds.judged([GrantOutcome(proposal, None, Refusal.OVER, 77)], 1.0)
-    assert one(MakeRoom, effects) == MakeRoom("demo", 77)
+    assert one(MakeRoom, effects) == MakeRoom("demo", 77, 77, Front("reader", STREAM))
     reason = rounds.reason("demo", STREAM, 1.0)
     assert reason is not None
     assert reason.kind == "over-quota"
@@ -367,3 +368,143 @@ def test_who_is_interested_follows_the_windows(rounds: Rounds) -> None:
     assert set(rounds.interested(ref(3), 1.0)) == {"one", "two"}
     rounds.unwanted("demo", STREAM, "one")
     assert rounds.interested(ref(3), 1.0) == ("two",)
+
+
+class Uploads:
+    """One holder of many streams that uploads what it is granted, one object after the other, all four slots busy."""
+
+    def __init__(self, rounds: Rounds, slots: int = 4) -> None:
+        self.rounds = rounds
+        self.slots = slots
+        self.now = 0.0
+        self.under_way: list[GrantRecord] = []
+        self.uploaded: list[ObjectRef] = []
+
+    def wants(self, node: str, stream: Opening, channel: str = "demo") -> None:
+        """A node wants a stream of five objects; the holder offers it at once."""
+        raw = stream.stream_id().raw
+        asked = WantOrder(channel, LOCK.id, raw, node, ((0, 4),), 5, 10_000.0)
+        self.take(self.rounds.wanted(asked, LOCK, stream, [], [], 10, self.now))
+        free = self.slots - len(self.under_way)
+        session = ("holder", "s")
+        self.take(self.rounds.offered(channel, raw, session, stream, ((0, 4),), free, self.now))
+        self.now += 0.02
+        self.take(self.rounds.tick(self.now))
+
+    def take(self, effects: list[Effect]) -> None:
+        """The ledger grants whatever is proposed."""
+        made = [granted(proposal, self.now) for proposal in proposals(effects)]
+        self.under_way += made
+        assert len(self.under_way) <= self.slots
+        if made:
+            self.take(self.rounds.judged([GrantOutcome(_proposal(grant), grant) for grant in made], self.now))
+
+    def upload(self) -> None:
+        """The oldest grant's object arrives."""
+        self.now += 0.005
+        grant = self.under_way.pop(0)
+        self.uploaded.append(grant.ref)
+        self.take(self.rounds.arrived(grant.ref, grant, self.now))
+
+
+def stream_of(number: int) -> Opening:
+    """One of many streams of five objects."""
+    return Opening(5 * LOCK.object, number.to_bytes(32))
+
+
+@pytest.mark.parametrize("channel", ["demo", "other"])
+def test_a_node_with_many_streams_does_not_starve_one_with_a_single_stream(rounds: Rounds, channel: str) -> None:
+    """Two hundred streams of one node wait for the upload slots when another node, of the same channel or of another,
+    asks for one stream of five objects: it has them within the slots' worth and twice its own number of grants."""
+    uploads = Uploads(rounds)
+    for number in range(200):
+        uploads.wants("greedy", stream_of(number))
+    modest = stream_of(1000)
+    uploads.wants("modest", modest, channel)
+    before = len(uploads.uploaded)
+    mine = modest.stream_id().raw
+    while sum(ref.stream == mine for ref in uploads.uploaded) < 5:
+        uploads.upload()
+        assert len(uploads.uploaded) - before <= uploads.slots + 2 * 5 + 1
+    while uploads.under_way:
+        uploads.upload()
+    assert len(set(uploads.uploaded)) == len(uploads.uploaded) == 201 * 5  # and the greedy one has everything too
+
+
+def test_a_reader_hears_that_the_holder_is_busy_with_others(rounds: Rounds) -> None:
+    """Who waits for an upload slot hears so, with the nodes before it; it is no reason to end."""
+    uploads = Uploads(rounds)
+    for number in range(2):
+        uploads.wants("greedy", stream_of(number))
+    uploads.wants("modest", stream_of(1000))
+    reason = rounds.reason("demo", stream_of(1000).stream_id().raw, uploads.now, "modest")
+    assert isinstance(reason, RetryLater)
+    assert (reason.kind, reason.data["before"]) == ("busy", 0)
+    assert "the holder is busy with other uploads" in reason.message
+
+
+def test_when_there_is_no_room_fronts_go_first_and_the_others_hear_their_place(rounds: Rounds) -> None:
+    """In a full channel one object is proposed at a time: the front of who was granted least; the bill of what found no
+    room is given back."""
+    want(rounds, 0.0, order("one", first=0))
+    want(rounds, 0.0, order("two", first=10))
+    offer(rounds, 0.0, slots=9)
+    first = proposals(rounds.tick(1.0))
+    outcomes = [
+        GrantOutcome(p, granted(p, 1.0)) if p.ref.number == 0 else GrantOutcome(p, None, Refusal.OVER, 77)
+        for p in first
+    ]
+    plea = one(MakeRoom, rounds.judged(outcomes, 1.0))
+    assert plea.head == Front("two", STREAM)
+    assert (plea.need, plea.wish) == (77, 77 + (len(first) - 2) * first[0].size)
+    assert not proposals(rounds.tick(1.1))
+    reasons = [rounds.reason("demo", STREAM, 1.1, node) for node in ("one", "two")]
+    assert [reason and (reason.kind, reason.data["before"]) for reason in reasons] == [
+        ("over-quota", 1),
+        ("over-quota", 0),
+    ]
+    assert [p.ref.number for p in proposals(rounds.roomier("demo", 1.2, 0))] == [10]
+
+
+def test_a_front_says_how_long_it_has_waited(rounds: Rounds) -> None:
+    """Each time that a front finds no room the plea says since when it waits; getting something begins it anew."""
+    want(rounds, 0.0, order(window=1))
+    offer(rounds, 0.0)
+    (proposal,) = proposals(rounds.tick(1.0))
+    rounds.judged([GrantOutcome(proposal, None, Refusal.OVER, 77)], 1.0)
+    (proposal,) = proposals(rounds.tick(3.0))
+    plea = one(MakeRoom, rounds.judged([GrantOutcome(proposal, None, Refusal.OVER, 77)], 3.0))
+    assert plea.head == Front("reader", STREAM, 2.0)
+    want(rounds, 3.1, order(first=1, window=1))
+    (proposal,) = proposals(rounds.tick(4.0))
+    plea = one(MakeRoom, rounds.judged([GrantOutcome(proposal, None, Refusal.OVER, 77)], 4.0))
+    assert plea.head == Front("reader", STREAM, 0.0)
+
+
+def test_a_reader_that_gets_nothing_of_what_is_ready_is_stalled(rounds: Rounds) -> None:
+    """After a read lease without an object the pleas name it; an object got makes it one that reads again."""
+    made = assign(rounds, slots=1)
+    rounds.arrived(ref(0), made[0], 2.0)
+    view = [ObjectView(ObjectRecord(ref(0), ObjectStatus.READY, 5))]
+
+    def plea(now: float, first: int = 0) -> MakeRoom:
+        effects = rounds.wanted(order(first=first, until=600.0), LOCK, OPENING, view, [], 10, now)
+        effects += offer(rounds, now) + rounds.tick(now)
+        refused = [GrantOutcome(p, None, Refusal.OVER, 77) for p in proposals(effects)]
+        return one(MakeRoom, rounds.judged(refused, now))
+
+    assert plea(3.0).stalled == ()
+    assert plea(30.0).stalled == ()
+    assert plea(60.0).stalled == (Front("reader", STREAM),)
+    assert plea(70.0, first=1).stalled == ()
+
+
+def test_what_everybody_has_is_not_uploaded_again_for_a_late_want(rounds: Rounds) -> None:
+    """An object that left because no reader lacks it is not sought for a want from before that; lacked ones are."""
+    made = assign(rounds, slots=4)
+    for grant in made[:2]:
+        rounds.arrived(grant.ref, grant, 2.0)
+    again = [*rounds.vanished(ref(0), 3.0, lacked=False), *rounds.vanished(ref(1), 3.0)]
+    assert [p.ref.number for p in proposals(again)] == [1]
+    assert 0 not in {p.ref.number for p in proposals(want(rounds, 3.5))}
+    assert 0 in {p.ref.number for p in proposals(want(rounds, 9.0) + offer(rounds, 9.0) + rounds.tick(9.0))}
