@@ -46,6 +46,7 @@ STORIES = (
     "For a hub's admin",
     "For a channel's owner",
     "On a node",
+    "Is the bucket fit, and what does it cost?",
     "From Python",
     "Give and take rights",
     "Look after the hub",
@@ -197,7 +198,8 @@ class World:
             # Nobody writes below /srv.
             ("/srv/entrepot", str(self.folder / "srv")),
             # Amazon is this machine's S3 server, where the bucket is yet to be made.
-            ("?region=eu-central-1", f"?region=us-east-1&create=true&endpoint={self.s3}"),
+            ("channel create neuro", "channel create neuro --create-bucket"),
+            ("?region=eu-central-1", f"?region=us-east-1&endpoint={self.s3}"),
             ("python3 -m venv", "python3 -m venv --without-pip"),
             # Nothing is downloaded: pip, another one, says what it would install, and whether the extras exist.
             ("~/entrepot-env/bin/pip install", pip),

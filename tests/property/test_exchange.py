@@ -7,7 +7,7 @@ network that loses, repeats and delays, a bucket with create-only, and a clock t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from random import Random
@@ -52,7 +52,21 @@ UPLOAD = 0.2  # seconds for one object
 class World:
     """A hub, providers, requesters and a bucket, all driven by one heap of events."""
 
-    def __init__(self, seed: int, *, loss: float, objects: int, holders: int, readers: int, quota: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        loss: float,
+        objects: int,
+        holders: int,
+        readers: int,
+        quota: int,
+        in_order: Sequence[bool] | None = None,
+        starts: Sequence[float] | None = None,
+        pauses: Sequence[float] | None = None,
+    ) -> None:
+        """``quota`` in objects. Of each reader: ``in_order``, when it ``starts``, and how long it ``pauses`` over an
+        object beyond the usual, in seconds."""
         self.random = Random(seed)
         self.loss = loss
         self.now = 1000.0
@@ -70,10 +84,14 @@ class World:
         self.dead: set[str] = set()
         names = [f"{i:016x}" for i in range(holders + readers)]
         self.providers = {name: Provider(name, SETTINGS) for name in names[:holders]}
+        self.starts = dict(zip(names[holders:], starts or [-1.0] * readers, strict=True))
+        self.pauses = dict(zip(names[holders:], pauses or [0.0] * readers, strict=True))
+        orders = in_order or [bool(i % 2) for i in range(readers)]
         self.requesters = {
-            name: Requester(self.stream, LOCK.id, name, SETTINGS, in_order=bool(i % 2))
+            name: Requester(self.stream, LOCK.id, name, SETTINGS, in_order=orders[i])
             for i, name in enumerate(names[holders:])
         }
+        self.changed = False
         self.ends: dict[str, EntrepotError | None] = {}
         self.asked: dict[str, int] = {}
 
@@ -96,7 +114,9 @@ class World:
         while self.heap and self.heap[0][0] <= until and len(self.ends) < len(self.requesters):
             self.now, _, act = heapq.heappop(self.heap)
             act()
-            self.check()
+            if self.changed:
+                self.check()
+                self.changed = False
 
     def check(self) -> None:
         """What must hold at every instant."""
@@ -129,6 +149,7 @@ class World:
 
     def look(self, number: int, grant: object) -> bool:
         """Take in what the bucket holds."""
+        self.changed = True
         size = self.bucket.get(number)
         found = None if size is None else Found(size, f"e{size}", None)
         view = self.ledger.settle(self.ref(number), found, self.now, SETTINGS.put_grace)
@@ -155,6 +176,7 @@ class World:
                     if nodes is None or name in nodes:
                         self.carry(partial(self.sought, name, seek))
             case hubbing.Propose(proposals):
+                self.changed = True
                 self.hub(self.rounds.judged(self.ledger.grant(proposals, self.now), self.now))
             case hubbing.SendGrant(grant, opening):
                 message = Grant(
@@ -176,14 +198,22 @@ class World:
             case hubbing.Introduce(_, _, opening):
                 self.ledger.learn("demo", self.stream.raw, opening)
                 self.tell(State(lock=LOCK.id, stream=self.stream.raw, objects=(), opening=opening.encode()))
-            case hubbing.MakeRoom(channel, short):
-                gone = self.ledger.evict_begin(channel, short, self.now, SETTINGS.put_grace)
-                for record in gone:
+            case hubbing.MakeRoom(channel, need, wish, head, stalled):
+                self.changed = True
+                grace = SETTINGS.put_grace
+                gone = self.ledger.evict_begin(channel, 0, self.now, grace, wish=wish)
+                short = need - sum(record.size for record in gone)
+                lacked = (
+                    self.ledger.evict_begin(channel, short, self.now, grace, head=head, stalled=stalled)
+                    if short > 0
+                    else []
+                )
+                for record in [*gone, *lacked]:
                     self.bucket[record.ref.number] = 0
                     self.ledger.evict_end(record.ref, True, self.now)
-                    self.hub(self.rounds.vanished(record.ref, self.now))
-                if gone:
-                    self.hub(self.rounds.roomier(channel, self.now))
+                    self.hub(self.rounds.vanished(record.ref, self.now, lacked=record in lacked))
+                if gone or lacked:
+                    self.hub(self.rounds.roomier(channel, self.now, len(gone) + len(lacked)))
 
     def tell(self, state: State) -> None:
         """To all readers of the stream."""
@@ -270,6 +300,7 @@ class World:
         if grant.number in self.bucket:
             error = Conflict("taken", kind="exists")
         else:
+            self.changed = True
             self.bucket[grant.number] = self.geometry.object_length(grant.number)
             self.puts += 1
         self.at_provider(name, lambda p: p.uploaded(grant.grant, error, self.now))
@@ -307,7 +338,7 @@ class World:
                 if isinstance(message, Got):
                     self.carry(lambda: self.ledger.got("demo", self.stream.raw, name, message.numbers, self.now))
             case requesting.Fetch(number, _, _):
-                self.later(self.random.uniform(0.05, 0.3), lambda: self.fetch(name, number))
+                self.later(self.random.uniform(0.05, 0.3) + self.pauses[name], lambda: self.fetch(name, number))
             case requesting.Finish():
                 self.ends[name] = None
             case requesting.Fail(error):
@@ -334,7 +365,7 @@ class World:
         view = self.ledger.want(order, numbers, self.now + SETTINGS.read_lease, self.now)
         holders = self.ledger.holders("demo", self.stream.raw)
         self.hub(self.rounds.wanted(order, LOCK, view.opening, view.objects, holders, 10, self.now))
-        reason = self.rounds.reason("demo", self.stream.raw, self.now)
+        reason = self.rounds.reason("demo", self.stream.raw, self.now, name)
         reply = WantReply(
             opening=None if view.opening is None else view.opening.encode(),
             objects=tuple(self.state(number) for number in numbers),
@@ -375,7 +406,7 @@ class World:
         self.later(0.0, self.hub_tick)
         self.later(0.0, self.timers)
         for name in self.requesters:
-            pause = self.random.uniform(0.0, 2.0)
+            pause = self.starts[name] if self.starts[name] >= 0 else self.random.uniform(0.0, 2.0)
             self.later(pause, partial(self.at_requester, name, lambda r: r.start(self.now)))
 
 

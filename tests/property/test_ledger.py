@@ -33,6 +33,7 @@ from entrepot_hub.core.ledger import (
     WantOrder,
     charge,
 )
+from entrepot_hub.core.wishes import Front
 
 QUOTA = 500
 NODES = st.sampled_from("ABC")
@@ -46,6 +47,8 @@ DIGESTS = st.sampled_from([b"d" * 32, b"d" * 32, b"e" * 32])
 FOUND = st.none() | st.builds(
     Found, st.sampled_from([100, 100, 60, 0]), st.sampled_from(["e1", "e2"]), st.none() | DIGESTS
 )
+FRONTS = st.builds(Front, NODES, STREAMS, st.sampled_from([0.0, 5.0]))
+HEADS = st.none() | FRONTS
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS).map(lambda pair: (min(pair), max(pair))), max_size=3).map(tuple)
 
 _template: Path | None = None
@@ -234,9 +237,18 @@ class CacheMachine(LedgerMachine):
                 if back:
                     self.upload(record.ref)
 
-    @rule(channel=CHANNELS, need=st.sampled_from([0, 1, 150, 900]), limit=st.sampled_from([2, 64]))
-    def evict_begin(self, channel: str, need: int, limit: int) -> None:
-        self.both(lambda ledger: ledger.evict_begin(channel, need, self.now, GRACE, limit))
+    @rule(
+        channel=CHANNELS, need=st.sampled_from([0, 1, 150, 900]), limit=st.sampled_from([2, 64]),
+        wish=st.sampled_from([0, 250]), head=HEADS, stalled=st.lists(FRONTS, max_size=2),
+    )  # fmt: skip
+    def evict_begin(
+        self, channel: str, need: int, limit: int, wish: int, head: Front | None, stalled: list[Front]
+    ) -> None:
+        self.both(
+            lambda ledger: ledger.evict_begin(
+                channel, need, self.now, GRACE, limit, wish=wish, head=head, stalled=stalled
+            )
+        )
 
     @rule(ref=REFS, etag=st.sampled_from([None, "e1", "e2"]))
     def condemn(self, ref: ObjectRef, etag: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from entrepot.core.errors import NotFound
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.eviction import Merit
 from entrepot_hub.core.ledger import LIVE, GrantRecord, GrantStatus, ObjectRecord, ObjectRef, ObjectStatus
 
 #: Values per statement: well under what the engines take.
@@ -28,7 +29,9 @@ _o, _g, _c = t.objects.c, t.grants.c, t.channels.c
 LIVE_NOW: Final = _g.status.in_([sa.literal_column(f"'{status.value}'") for status in sorted(LIVE)])
 READY_NOW: Final = _o.status == sa.literal_column("'ready'")
 
-_ACCOUNT: Final = sa.select(_c.id, _c.quota, _c.charged, _c.ready_count, _c.hand).where(_c.name == sa.bindparam("name"))
+_ACCOUNT: Final = sa.select(_c.id, _c.quota, _c.charged, _c.ready_count, _c.level, _c.evicted).where(
+    _c.name == sa.bindparam("name")
+)
 _ACCOUNT_SHARED: Final = _ACCOUNT.with_for_update(read=True)
 _ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)
 _SET_ACCOUNT: Final = (
@@ -37,7 +40,8 @@ _SET_ACCOUNT: Final = (
     .values(
         charged=sa.bindparam("new_charged"),
         ready_count=sa.bindparam("new_ready_count"),
-        hand=sa.bindparam("new_hand"),
+        level=sa.bindparam("new_level"),
+        evicted=sa.bindparam("new_evicted"),
     )
 )
 _OBJECT: Final = sa.select(t.objects).where(
@@ -57,7 +61,8 @@ _SET_OBJECT: Final = (
     sa.update(t.objects)
     .where(_o.id == sa.bindparam("at_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in (
-        "status", "size", "digest", "etag", "put_until", "tombstone", "used_at", "visited", "uploader", "ready_number"
+        "status", "size", "digest", "etag", "put_until", "tombstone", "used_at", "uploader", "ready_number",
+        "visits", "cost", "standing", "left_at"
     )})
 )  # fmt: skip
 _SET_GRANT: Final = (
@@ -78,7 +83,8 @@ class Account:
     quota: int
     charged: int
     ready_count: int
-    hand: int
+    level: float
+    evicted: int
 
     @property
     def free(self) -> int:
@@ -93,6 +99,7 @@ class Slot:
     id: int | None
     record: ObjectRecord
     ready_number: int = 0
+    merit: Merit = field(default_factory=Merit)
 
 
 class LedgerRows:
@@ -121,14 +128,20 @@ def account(connection: Connection, name: str, lock: str | None = None) -> Accou
     row = connection.execute(statement, {"name": name}).one_or_none()
     if row is None:
         raise NotFound(f"there is no channel {name}", kind="no-such-channel", channel=name)
-    return Account(row.id, name, row.quota, row.charged, row.ready_count, row.hand)
+    return Account(row.id, name, row.quota, row.charged, row.ready_count, row.level, row.evicted)
 
 
 def keep_account(connection: Connection, kept: Account) -> None:
     """Write back an account that this transaction owns."""
     connection.execute(
         _SET_ACCOUNT,
-        {"at_id": kept.id, "new_charged": kept.charged, "new_ready_count": kept.ready_count, "new_hand": kept.hand},
+        {
+            "at_id": kept.id,
+            "new_charged": kept.charged,
+            "new_ready_count": kept.ready_count,
+            "new_level": kept.level,
+            "new_evicted": kept.evicted,
+        },
     )
 
 
@@ -196,9 +209,12 @@ def new_object(slot: Slot, channel_id: int) -> dict[str, Any]:
         "put_until": record.put_until,
         "tombstone": record.tombstone,
         "used_at": record.used_at,
-        "visited": record.visited,
         "uploader": record.uploader,
         "ready_number": slot.ready_number,
+        "visits": slot.merit.visits,
+        "cost": slot.merit.cost,
+        "standing": slot.merit.standing,
+        "left_at": slot.merit.left_at,
     }
 
 
@@ -213,14 +229,14 @@ def to_object(row: sa.Row[Any], channel: str) -> ObjectRecord:
         put_until=row.put_until,
         tombstone=row.tombstone,
         used_at=row.used_at,
-        visited=row.visited,
         uploader=row.uploader,
     )
 
 
 def to_slot(row: sa.Row[Any], channel: str) -> Slot:
     """The slot of a row of ``objects``."""
-    return Slot(row.id, to_object(row, channel), row.ready_number)
+    merit = Merit(row.visits, row.cost, row.standing, row.left_at)
+    return Slot(row.id, to_object(row, channel), row.ready_number, merit)
 
 
 def to_grant(row: sa.Row[Any], ref: ObjectRef) -> GrantRecord:
@@ -254,9 +270,12 @@ def _object_values(slot: Slot) -> dict[str, Any]:
         "new_put_until": record.put_until,
         "new_tombstone": record.tombstone,
         "new_used_at": record.used_at,
-        "new_visited": record.visited,
         "new_uploader": record.uploader,
         "new_ready_number": slot.ready_number,
+        "new_visits": slot.merit.visits,
+        "new_cost": slot.merit.cost,
+        "new_standing": slot.merit.standing,
+        "new_left_at": slot.merit.left_at,
     }
 
 

@@ -19,6 +19,7 @@ from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound
 from entrepot.core.invite import ID_LENGTH, join_mac, proof_key
 from entrepot.core.lock import SchemaLock
 from entrepot_hub.adapters import tables as t
+from entrepot_hub.adapters.bucket_keys import find_keys, put_key, use_key
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.registry_rows import (
     CHANNELS,
@@ -36,8 +37,11 @@ from entrepot_hub.adapters.registry_rows import (
     to_node,
     write_audit,
 )
+from entrepot_hub.adapters.sealed_rows import sealed_now, sealing_key
+from entrepot_hub.core.master_keys import MasterKeys
 from entrepot_hub.core.members import (
     AuditEntry,
+    BucketKey,
     Channel,
     Invite,
     Member,
@@ -47,7 +51,7 @@ from entrepot_hub.core.members import (
     check_channel_name,
     check_node_name,
 )
-from entrepot_hub.core.sealing import SEAL_RANDOM, MasterKey, seal, unseal
+from entrepot_hub.core.sealing import SEAL_RANDOM, MasterKey, bucket_place, invite_place, seal
 
 #: The smallest quota of a channel, in objects: less cannot keep a transfer moving.
 SMALLEST_QUOTA: Final = 4
@@ -61,10 +65,10 @@ class Registry:
     """Who may do what. ``master`` seals the proof keys of invites; ``random`` gives fresh random bytes."""
 
     def __init__(
-        self, database: Database, master: MasterKey, random: Callable[[int], bytes] = secrets.token_bytes
+        self, database: Database, master: MasterKey | MasterKeys, random: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
         self._database = database
-        self._master = master
+        self.keys = MasterKeys.of(master)
         self._random = random
 
     def __repr__(self) -> str:
@@ -81,12 +85,15 @@ class Registry:
         bucket: str,
         prefix: str = "",
         credentials: bytes | None = None,
+        label: str | None = None,
+        safe_at: float | None = None,
         binds: Mapping[str, bool] | None = None,
         public_read: bool = False,
         now: float,
         actor: str,
     ) -> Channel:
-        """A new channel over the bucket at this URL (without secrets); ``credentials`` are sealed by the caller.
+        """A new channel over the bucket at this URL (without secrets); ``credentials`` are sealed by the caller,
+        ``label`` and ``safe_at`` as for :meth:`set_bucket`.
 
         A bucket's URL and prefix together belong to one channel's record; a channel that names the same pair shares
         it, and gives it new credentials when it has any. Raises Conflict (exists) for a name that is taken.
@@ -97,7 +104,10 @@ class Registry:
         _check_quota(quota, lock)
 
         def work(connection: Connection) -> Channel:
-            bucket_id = keep_bucket(connection, bucket, prefix, credentials, dict(binds or {}))
+            sealed = sealed_now(connection, self.keys, credentials, bucket_place(bucket))
+            bucket_id = keep_bucket(connection, bucket, prefix, sealed, dict(binds or {}))
+            if label is not None:
+                put_key(connection, bucket_id, label, now=now, actor=actor, safe_at=now if safe_at is None else safe_at)
             values = {
                 "name": name,
                 "quota": quota,
@@ -109,6 +119,7 @@ class Registry:
             if not self._insert_new(connection, t.channels, values):
                 raise Conflict(f"there is a channel {name} already", kind="exists", channel=name)
             detail = {"quota": quota, "lock": lock.hex, "bucket": bucket, "prefix": prefix, "public_read": public_read}
+            detail |= {} if label is None else {"key": label}
             write_audit(connection, now, actor, "channel.create", name, detail)
             return find_channel(connection, name)
 
@@ -151,18 +162,52 @@ class Registry:
         return await self._database.run(work)
 
     async def set_bucket(
-        self, name: str, *, credentials: bytes | None, binds: Mapping[str, bool], now: float, actor: str
+        self,
+        name: str,
+        *,
+        credentials: bytes | None,
+        binds: Mapping[str, bool],
+        label: str | None = None,
+        safe_at: float | None = None,
+        now: float,
+        actor: str,
     ) -> Channel:
-        """Replace the sealed credentials (None: none are needed) and what the channel's bucket is known to bind."""
+        """Replace the sealed credentials (None: none are needed) and what the channel's bucket is known to bind.
+
+        ``label`` is the part of the new key that is no secret; the one before is needed at the provider until
+        ``safe_at``. All channels on this bucket have the new ones."""
 
         def work(connection: Connection) -> Channel:
             bucket = find_channel(connection, name).bucket
+            sealed = sealed_now(connection, self.keys, credentials, bucket_place(bucket.url))
             connection.execute(
-                sa.update(t.buckets)
-                .where(t.buckets.c.id == bucket.id)
-                .values(credentials=credentials, binds=dict(binds))
+                sa.update(t.buckets).where(t.buckets.c.id == bucket.id).values(credentials=sealed, binds=dict(binds))
             )
-            write_audit(connection, now, actor, "channel.bucket", name, {"bucket": bucket.url, "prefix": bucket.prefix})
+            detail = {"bucket": bucket.url, "prefix": bucket.prefix}
+            if label is not None:
+                put_key(connection, bucket.id, label, now=now, actor=actor, safe_at=now if safe_at is None else safe_at)
+                detail["key"] = label
+            write_audit(connection, now, actor, "channel.bucket", name, detail)
+            return find_channel(connection, name)
+
+        return await self._database.run(work)
+
+    async def bucket_keys(self, bucket: int) -> list[BucketKey]:
+        """The keys that a bucket (by the id of its record) has and had, the present one first."""
+        return await self._database.run(find_keys, bucket)
+
+    async def use_key(self, channel: Channel, label: str, *, now: float, actor: str) -> None:
+        """Note that the key of a channel's bucket was opened."""
+        await self._database.run(use_key, channel.bucket.id, label, channel.name, now=now, actor=actor)
+
+    async def set_binds(self, name: str, binds: Mapping[str, bool], *, now: float, actor: str) -> Channel:
+        """Keep what the channel's bucket was found to bind."""
+
+        def work(connection: Connection) -> Channel:
+            before = find_channel(connection, name).bucket
+            connection.execute(sa.update(t.buckets).where(t.buckets.c.id == before.id).values(binds=dict(binds)))
+            changed = {key: bound for key, bound in binds.items() if before.binds.get(key) != bound}
+            write_audit(connection, now, actor, "channel.binds", name, dict(changed))
             return find_channel(connection, name)
 
         return await self._database.run(work)
@@ -310,9 +355,10 @@ class Registry:
         name = (self._random(ID_LENGTH) if invite_id is None else invite_id).hex()
         key = proof_key(secret)
         random = self._random(SEAL_RANDOM)
-        proof = seal(key, key=self._master, associated=_proof_place(name), random=random)
 
         def work(connection: Connection) -> Invite:
+            master = sealing_key(connection, self.keys)
+            proof = seal(key, key=master, associated=invite_place(name), random=random)
             connection.execute(
                 sa.insert(t.invites).values(
                     id=name,
@@ -496,7 +542,7 @@ class Registry:
         write_audit(connection, now, node, "member.join", invite.channel, detail)
 
     def _proves(self, proof: bytes, invite: str, node: str, hub_public: str, mac: bytes) -> bool:
-        key = unseal(bytes(proof), key=self._master, associated=_proof_place(invite))
+        key = self.keys.unseal(bytes(proof), associated=invite_place(invite))
         return compare_digest(join_mac(key, node, hub_public), mac)
 
 
@@ -506,10 +552,6 @@ def _bad_invite() -> Denied:
         kind="bad-invite",
         hint="It may be mistyped, used up, expired or withdrawn: ask for a new one",
     )
-
-
-def _proof_place(invite: str) -> bytes:
-    return b"entrepot.invite\0" + invite.encode()
 
 
 def _check_quota(quota: int, lock: SchemaLock) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import batched
 from typing import Final
@@ -10,14 +10,12 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from entrepot.core import ranges
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.ledger_rows import (
     CHUNK,
     LIVE_NOW,
     READY_NOW,
     Account,
-    Key,
     LedgerRows,
     Slot,
     account,
@@ -31,7 +29,7 @@ from entrepot_hub.adapters.ledger_rows import (
     to_object,
     to_slot,
 )
-from entrepot_hub.core.eviction import Candidate, sieve
+from entrepot_hub.core.eviction import ONLINE, Candidate, arrived, choose, left
 from entrepot_hub.core.ledger import (
     LIVE,
     Found,
@@ -43,12 +41,15 @@ from entrepot_hub.core.ledger import (
     Usage,
     charge,
 )
+from entrepot_hub.core.members import NodeStatus
 from entrepot_hub.core.transitions import STRIKE_WINDOW, cleared, evicted, nothing, settled
+from entrepot_hub.core.wishes import Front, Read, Ready, Wish, Wishes, latest, unlacked, untold, yielding
 
 #: Candidates for eviction that are looked at together.
 _PAGE: Final = 64
 
 _o, _g, _c, _r, _w = t.objects.c, t.grants.c, t.channels.c, t.reads.c, t.wants.c
+_h, _n, _m = t.holders.c, t.nodes.c, t.memberships.c
 
 _NOW: Final[sa.BindParameter[float]] = sa.bindparam("now")
 _GRACE: Final[sa.BindParameter[float]] = sa.bindparam("grace")
@@ -82,18 +83,42 @@ _READY_PAGE: Final = (
     .where(
         _o.channel_id == sa.bindparam("channel"),
         READY_NOW,
-        _o.ready_number > sa.bindparam("after"),
-        _o.ready_number <= sa.bindparam("last"),
+        # Written so that the index is entered at the place where the last page ended.
+        _o.standing >= sa.bindparam("low"),
+        sa.or_(_o.standing > sa.bindparam("low"), _o.ready_number < sa.bindparam("before")),
+        ~sa.exists().where(t.pins.c.channel_id == _o.channel_id, t.pins.c.stream == _o.stream),
     )
-    .order_by(_o.ready_number)
+    .order_by(_o.standing, _o.ready_number.desc())
     .limit(_PAGE)
+)
+_ONLINE: Final = (
+    sa.select(_h.stream, sa.func.count().label("holders"))
+    .join(t.nodes, _n.public == _h.node)
+    .join(t.memberships, sa.and_(_m.channel_id == _h.channel_id, _m.node == _h.node))
+    .where(
+        _h.channel_id == sa.bindparam("channel"),
+        _h.stream.in_(sa.bindparam("streams", expanding=True)),
+        _n.status == NodeStatus.ACTIVE.value,
+        _m.revoked_at.is_(None),
+        sa.or_(_n.seen_at.is_(None), _n.seen_at > sa.bindparam("since")),
+    )
+    .group_by(_h.stream)
 )
 _READS_OF: Final = sa.select(t.reads).where(_r.object_id.in_(sa.bindparam("ids", expanding=True)))
 _ACTIVE_WANTS: Final = sa.select(_w.lock, _w.stream, _w.node, _w.ranges, _w.window).where(
     _w.channel_id == sa.bindparam("channel"), _w.until > _NOW
 )
+_LEASED: Final = (
+    sa.select(_o.id, _o.lock, _o.stream, _o.number, _o.size, _o.ready_number, _r.node, _r.until)
+    .join(t.reads, _r.object_id == _o.id)
+    .where(_o.channel_id == sa.bindparam("channel"), READY_NOW, _r.until > _NOW, ~_r.got)
+    .order_by(_o.ready_number, _r.node)
+)
+_END_READS: Final = (
+    sa.update(t.reads).where(_r.object_id.in_(sa.bindparam("ids", expanding=True)), _r.until > _NOW).values(until=_NOW)
+)
 _FORGET_READS: Final = sa.delete(t.reads).where(_r.object_id == sa.bindparam("at_object"))
-_CLEAR_VISITED: Final = sa.update(t.objects).where(_o.id.in_(sa.bindparam("ids", expanding=True))).values(visited=False)
+_RAISE: Final = sa.update(t.objects).where(_o.id == sa.bindparam("at_id")).values(standing=sa.bindparam("to"))
 _EVICT: Final = (
     sa.update(t.objects)
     .where(_o.id.in_(sa.bindparam("ids", expanding=True)))
@@ -136,7 +161,7 @@ class SqlObjects(LedgerRows):
             grants.update((grant.grant, grant) for grant in settlement.grants)
             keep_grants(connection, settlement.grants)
             if settlement.record != slot.record:
-                self._change(connection, of, slot, settlement.record)
+                self._change(connection, of, slot, settlement.record, settlement.cost)
             live = next((grant for grant in grants.values() if grant.status in LIVE), None)
             return ObjectView(settlement.record, live)
 
@@ -155,22 +180,47 @@ class SqlObjects(LedgerRows):
             rows = connection.execute(_STALE, {"now": now, "grace": grace, "most": max(limit, 0)})
             return [to_object(row, row.channel) for row in rows]
 
-    def evict_begin(self, channel: str, need: int, now: float, grace: float, limit: int = 64) -> list[ObjectRecord]:
+    def evict_begin(
+        self,
+        channel: str,
+        need: int,
+        now: float,
+        grace: float,
+        limit: int = 64,
+        *,
+        wish: int = 0,
+        head: Front | None = None,
+        stalled: Collection[Front] = (),
+    ) -> list[ObjectRecord]:
         """See ``Ledger.evict_begin``."""
         del grace
         with self._transaction() as connection:
             of = account(connection, channel, "own")
             met: dict[int, ObjectRecord] = {}
-            choice = sieve(_candidates(connection, of, now, met), need, limit, of.hand)
-            if not choice.chosen:
+            lacked: list[Candidate[int]] = []
+            candidates = unlacked(_candidates(connection, of, now, met), lacked)
+            choice = choose(candidates, max(need, wish), limit, of.level, now)
+            chosen = list(choice.chosen)
+            short = need - sum(met[key].size for key in chosen)
+            if short > 0 and len(chosen) < limit:
+                wishes = _wanted(connection, of, now)
+                if _yield_leases(connection, of, wishes, now, head, stalled):
+                    lacked = []
+                    for _ in unlacked(_candidates(connection, of, now, met), lacked):
+                        pass
+                found = _readied(connection, lacked, met)
+                if head is not None:
+                    found = [ready for ready in found if not untold(ready, wishes)]
+                chosen += latest(found, wishes, short, limit - len(chosen))
+            if not chosen:
                 return []
-            for part in batched(choice.cleared, CHUNK):
-                connection.execute(_CLEAR_VISITED, {"ids": list(part)})
-            for part in batched(choice.chosen, CHUNK):
+            if choice.raised:
+                connection.execute(_RAISE, [{"at_id": key, "to": standing} for key, standing in choice.raised])
+            for part in batched(chosen, CHUNK):
                 connection.execute(_EVICT, {"ids": list(part)})
-            of.hand = choice.hand
+            of.level = choice.level
             keep_account(connection, of)
-            return [replace(met[key], status=ObjectStatus.EVICTING) for key in choice.chosen]
+            return [replace(met[key], status=ObjectStatus.EVICTING) for key in chosen]
 
     def condemn(self, ref: ObjectRef, etag: str | None, now: float) -> ObjectRecord | None:
         """See ``Ledger.condemn``."""
@@ -244,7 +294,9 @@ class SqlObjects(LedgerRows):
                 gone += connection.execute(sa.delete(table).where(where)).rowcount
         return gone
 
-    def _change(self, connection: Connection, of: Account, slot: Slot, record: ObjectRecord) -> None:
+    def _change(
+        self, connection: Connection, of: Account, slot: Slot, record: ObjectRecord, cost: float | None = None
+    ) -> None:
         """Write an object's new record, with what it changes in the channel's account and read leases."""
         before = slot.record
         slot.record = record
@@ -252,6 +304,10 @@ class SqlObjects(LedgerRows):
         if record.status is ObjectStatus.READY and before.status is not ObjectStatus.READY:
             of.ready_count += 1
             slot.ready_number = of.ready_count
+            slot.merit = arrived(slot.merit, cost, of.level, of.evicted, of.quota)
+        if before.status is ObjectStatus.EVICTING and record.status is not ObjectStatus.EVICTING:
+            of.evicted += before.size
+            slot.merit = left(slot.merit, of.evicted)
         if record.status is not ObjectStatus.READY and before.status in {ObjectStatus.READY, ObjectStatus.EVICTING}:
             connection.execute(_FORGET_READS, {"at_object": slot.id})
         keep_objects(connection, [slot])
@@ -266,31 +322,75 @@ def _view(connection: Connection, slot: Slot) -> ObjectView:
 def _candidates(
     connection: Connection, of: Account, now: float, met: dict[int, ObjectRecord]
 ) -> Iterator[Candidate[int]]:
-    """Ready objects without a live read lease as the hand meets them, once around; noted in ``met``."""
+    """Ready objects that are not pinned and have no live read lease, by standing; noted in ``met``."""
     wanted = _wanted(connection, of, now)
-    for after, last in ((of.hand, of.ready_count), (0, of.hand)):
-        place = after
-        while rows := connection.execute(_READY_PAGE, {"channel": of.id, "after": place, "last": last}).all():
-            place = rows[-1].ready_number
-            slots = {row.id: to_slot(row, of.name) for row in rows}
-            leased: set[int] = set()
-            got: set[tuple[int, str]] = set()
-            for read in connection.execute(_READS_OF, {"ids": list(slots)}):
-                if read.until > now:
-                    leased.add(read.object_id)
-                if read.got:
-                    got.add((read.object_id, read.node))
-            for key, slot in slots.items():
-                if key not in leased:
-                    met[key] = slot.record
-                    waiting = any((key, node) not in got for node in wanted.get(key_of(slot.record.ref), ()))
-                    yield Candidate(key, slot.ready_number, slot.record.size, slot.record.visited, waiting)
+    low, before = -1.0, 0
+    while rows := connection.execute(_READY_PAGE, {"channel": of.id, "low": low, "before": before}).all():
+        low, before = rows[-1].standing, rows[-1].ready_number
+        slots = {row.id: to_slot(row, of.name) for row in rows}
+        leased: set[int] = set()
+        got: set[tuple[int, str]] = set()
+        for read in connection.execute(_READS_OF, {"ids": list(slots)}):
+            if read.until > now:
+                leased.add(read.object_id)
+            if read.got:
+                got.add((read.object_id, read.node))
+        streams = {slot.record.ref.stream for slot in slots.values()}
+        values = {"channel": of.id, "streams": sorted(streams), "since": now - ONLINE}
+        holders = {bytes(row.stream): row.holders for row in connection.execute(_ONLINE, values)}
+        for key, slot in slots.items():
+            if key not in leased:
+                met[key] = slot.record
+                yield Candidate(
+                    key=key,
+                    place=slot.ready_number,
+                    size=slot.record.size,
+                    standing=slot.merit.standing,
+                    visits=slot.merit.visits,
+                    wanted=any((key, node) not in got for node in wanted.get(key_of(slot.record.ref), ())),
+                    cost=slot.merit.cost,
+                    holders=holders.get(slot.record.ref.stream, 0),
+                    used_at=slot.record.used_at,
+                )
 
 
-def _wanted(connection: Connection, of: Account, now: float) -> dict[Key, list[str]]:
-    """Objects inside the window of an active want, with the nodes that want them."""
-    wanted: dict[Key, list[str]] = {}
-    for row in connection.execute(_ACTIVE_WANTS, {"channel": of.id, "now": now}):
-        for number in ranges.front(((first, last) for first, last in row.ranges), row.window):
-            wanted.setdefault((bytes(row.lock), bytes(row.stream), number), []).append(row.node)
-    return wanted
+def _wanted(connection: Connection, of: Account, now: float) -> Wishes:
+    """What the nodes with an active want lack."""
+    return Wishes(
+        (
+            bytes(row.lock),
+            bytes(row.stream),
+            Wish(row.node, tuple((first, last) for first, last in row.ranges), row.window),
+        )
+        for row in connection.execute(_ACTIVE_WANTS, {"channel": of.id, "now": now})
+    )
+
+
+def _readied(
+    connection: Connection, candidates: Sequence[Candidate[int]], met: Mapping[int, ObjectRecord]
+) -> list[Ready[int]]:
+    """These candidates with their reads."""
+    reads: dict[int, list[Read]] = {}
+    for part in batched((candidate.key for candidate in candidates), CHUNK):
+        for row in connection.execute(_READS_OF, {"ids": list(part)}):
+            reads.setdefault(row.object_id, []).append(Read(row.node, row.until, row.got))
+    return [Ready(c.key, key_of(met[c.key].ref), c.size, c.place, tuple(reads.get(c.key, ()))) for c in candidates]
+
+
+def _yield_leases(
+    connection: Connection, of: Account, wishes: Wishes, now: float, head: Front | None, stalled: Collection[Front]
+) -> bool:
+    """End the read leases that give way to ``head``; whether there were any."""
+    if head is None and not stalled:
+        return False
+    objects: dict[int, Ready[int]] = {}
+    for row in connection.execute(_LEASED, {"channel": of.id, "now": now}):
+        name = (bytes(row.lock), bytes(row.stream), row.number)
+        read = Read(row.node, row.until, False)
+        before = objects.get(row.id)
+        reads = (read,) if before is None else (*before.reads, read)
+        objects[row.id] = Ready(row.id, name, row.size, row.ready_number, reads)
+    ending = [ready.key for ready in yielding(objects.values(), wishes, of.quota, now, head, stalled)]
+    for part in batched(ending, CHUNK):
+        connection.execute(_END_READS, {"ids": list(part), "now": now})
+    return bool(ending)

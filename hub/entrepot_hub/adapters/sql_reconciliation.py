@@ -1,4 +1,4 @@
-"""Comparing the bucket with the SQL ledger: what should lie there in the order of keys, what is taken in, how far it is."""
+"""Comparing the bucket with the SQL ledger: what should lie there, what is taken in, how far a comparison is."""
 
 from __future__ import annotations
 

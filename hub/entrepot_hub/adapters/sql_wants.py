@@ -17,6 +17,7 @@ from entrepot_hub.adapters.ledger_rows import (
     CHUNK,
     LIVE_NOW,
     READY_NOW,
+    Account,
     LedgerRows,
     Slot,
     account,
@@ -24,6 +25,7 @@ from entrepot_hub.adapters.ledger_rows import (
     key_of,
     live_grants,
 )
+from entrepot_hub.core.eviction import visited
 from entrepot_hub.core.ledger import (
     HolderRecord,
     ObjectRecord,
@@ -69,9 +71,19 @@ _OPENING: Final = sa.select(t.streams.c.length, t.streams.c.root).where(
     t.streams.c.channel_id == sa.bindparam("channel"), t.streams.c.stream == sa.bindparam("at_stream")
 )
 _TOUCH: Final = (
+    sa.update(t.objects).where(_o.id.in_(sa.bindparam("ids", expanding=True))).values(used_at=sa.bindparam("at"))
+)
+#: The objects of these that the node is reading already, having been told of them.
+_READING: Final = sa.select(_r.object_id).where(
+    _r.object_id.in_(sa.bindparam("ids", expanding=True)),
+    _r.node == sa.bindparam("at_node"),
+    _r.until > sa.bindparam("now"),
+    ~_r.got,
+)
+_VISIT: Final = (
     sa.update(t.objects)
-    .where(_o.id.in_(sa.bindparam("ids", expanding=True)))
-    .values(used_at=sa.bindparam("at"), visited=True)
+    .where(_o.id == sa.bindparam("at_id"))
+    .values(visits=sa.bindparam("new_visits"), standing=sa.bindparam("new_standing"))
 )
 _WANTS: Final = sa.select(t.wants, _c.name.label("channel")).join(t.channels, _c.id == _w.channel_id)
 _STREAM_WANTS: Final = _WANTS.where(
@@ -117,7 +129,7 @@ class SqlWants(LedgerRows):
             slots = {slot.record.ref.number: slot for slot in find_objects(connection, of, keys)}
             ready = [slot for slot in slots.values() if slot.record.status is ObjectStatus.READY]
             if ready:
-                connection.execute(_TOUCH, {"ids": [slot.id for slot in ready], "at": now})
+                self._visit(connection, of, ready, order.node, now)
                 self._lease(connection, ready, [order.node], read_until)
             live = live_grants(connection, slots.values())
 
@@ -172,6 +184,13 @@ class SqlWants(LedgerRows):
         """See ``Ledger.opening``."""
         with self._transaction() as connection:
             return _opening(connection, account(connection, channel).id, stream)
+
+    def largest_stream(self, channel: str) -> int:
+        """Bytes of the largest stream that is known in the channel; 0 without any."""
+        with self._transaction() as connection:
+            of = account(connection, channel)
+            query = sa.select(sa.func.coalesce(sa.func.max(t.streams.c.length), 0))
+            return int(connection.execute(query.where(t.streams.c.channel_id == of.id)).scalar_one())
 
     def hold(self, channel: str, streams: Sequence[tuple[bytes, Opening]], node: str, now: float) -> None:
         """See ``Ledger.hold``."""
@@ -250,6 +269,16 @@ class SqlWants(LedgerRows):
             count = sa.select(sa.func.count()).where(s.channel_id == of.id, s.node == node, s.at > now - STRIKE_WINDOW)
             return int(connection.execute(count).scalar_one())
 
+    def _visit(self, connection: Connection, of: Account, ready: Sequence[Slot], node: str, now: float) -> None:
+        """The node reads these objects; those that it does not read already it visits."""
+        ids = [slot.id for slot in ready]
+        connection.execute(_TOUCH, {"ids": ids, "at": now})
+        reading = set(connection.execute(_READING, {"ids": ids, "at_node": node, "now": now}).scalars())
+        merits = {slot.id: visited(slot.merit, of.level) for slot in ready if slot.id not in reading}
+        if merits:
+            values = [{"at_id": i, "new_visits": m.visits, "new_standing": m.standing} for i, m in merits.items()]
+            connection.execute(_VISIT, values)
+
     def _keep_want(self, connection: Connection, channel_id: int, order: WantOrder, now: float) -> None:
         connection.execute(
             self._upsert_want,
@@ -289,7 +318,7 @@ class SqlWants(LedgerRows):
 
 
 def _touched(record: ObjectRecord, now: float) -> ObjectRecord:
-    return replace(record, used_at=now, visited=True) if record.status is ObjectStatus.READY else record
+    return replace(record, used_at=now) if record.status is ObjectStatus.READY else record
 
 
 def _opening(connection: Connection, channel_id: int, stream: bytes) -> Opening | None:

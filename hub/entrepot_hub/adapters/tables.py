@@ -40,7 +40,8 @@ buckets: Final = sa.Table(
 )
 
 #: ``charged`` is the sum of what the channel's objects count against ``quota``, kept in the same transactions.
-#: ``ready_count`` numbers objects as they become ready; ``hand`` is where SIEVE stopped among those numbers.
+#: ``ready_count`` numbers objects as they become ready; ``level`` and ``evicted`` (bytes, in all) are
+#: what eviction remembers of the channel.
 #: ``metered_at``: until when the bytes stored are in ``usage``.
 channels: Final = sa.Table(
     "channels",
@@ -54,7 +55,8 @@ channels: Final = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("charged", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("ready_count", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("hand", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("level", sa.Double, nullable=False, server_default="0"),
+    sa.Column("evicted", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("metered_at", sa.Double, nullable=False, server_default="0"),
     sa.CheckConstraint("charged >= 0", name="charged"),
     sa.CheckConstraint("quota >= 0", name="quota"),
@@ -173,7 +175,8 @@ wants: Final = sa.Table(
     sqlite_autoincrement=True,
 )
 
-#: ``ready_number`` orders a channel's objects by when they became ready (0: never).
+#: ``ready_number`` orders a channel's objects by when they became ready (0: never). ``visits``, ``cost`` (seconds),
+#: ``standing`` and ``left_at`` (the channel's ``evicted`` at its last eviction) are what eviction remembers of it.
 objects: Final = sa.Table(
     "objects",
     metadata,
@@ -189,18 +192,22 @@ objects: Final = sa.Table(
     sa.Column("put_until", sa.Double, nullable=False),
     sa.Column("tombstone", sa.Boolean, nullable=False),
     sa.Column("used_at", sa.Double, nullable=False),
-    sa.Column("visited", sa.Boolean, nullable=False),
     sa.Column("uploader", sa.Text),
     sa.Column("ready_number", sa.BigInteger, nullable=False),
+    sa.Column("visits", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cost", sa.Double, nullable=False, server_default="4"),
+    sa.Column("standing", sa.Double, nullable=False, server_default="0"),
+    sa.Column("left_at", sa.BigInteger),
     sa.UniqueConstraint("channel_id", "lock", "stream", "number"),
     sqlite_autoincrement=True,
 )
 #: The runs of ready and of reserved numbers of a stream are read from this index alone.
 sa.Index("ix_objects_runs", objects.c.channel_id, objects.c.lock, objects.c.stream, objects.c.status, objects.c.number)
 sa.Index(
-    "ix_objects_ready",
+    "ix_objects_standing",
     objects.c.channel_id,
-    objects.c.ready_number,
+    objects.c.standing,
+    objects.c.ready_number.desc(),
     sqlite_where=objects.c.status == sa.literal_column("'ready'"),
     postgresql_where=objects.c.status == sa.literal_column("'ready'"),
 )

@@ -64,20 +64,21 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
     from entrepot_hub.adapters.database import Database
     from entrepot_hub.adapters.registry import Registry
     from entrepot_hub.adapters.sql_ledger import SqlLedger
-    from entrepot_hub.services.administration import Administration
+    from entrepot_hub.services.administration import ADMIN, Administration
     from entrepot_hub.services.bucket_keeper import BucketKeeper
     from entrepot_hub.services.channels import Channels
+    from entrepot_hub.services.custody import Custody
     from entrepot_hub.services.desk import Desk
-    from entrepot_hub.services.identity import database_url, load_identity, load_master
+    from entrepot_hub.services.identity import database_url, load_identity, load_keys
     from entrepot_hub.services.vault import Vault
 
-    master = await asyncio.to_thread(load_master, settings)
-    identity = await asyncio.to_thread(load_identity, settings, master)
+    keys = await asyncio.to_thread(load_keys, settings)
+    identity = await asyncio.to_thread(load_identity, settings, keys)
     # SQLAlchemy looks at the file system as it is set up.
     async with await asyncio.to_thread(lambda: Database(database_url(settings))) as database:
         await database.migrate()
-        registry, ledger = Registry(database, master), SqlLedger(database)
-        vault = Vault(master, identity.hub_public, settings.urls[0], time.time)
+        registry, ledger = Registry(database, keys), SqlLedger(database)
+        vault = Vault(keys, identity.hub_public, settings.urls[0], time.time)
         administration = Administration(
             registry,
             vault,
@@ -86,7 +87,8 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
             clock=time.time,
             bus=settings.nats_told,
         )
-        async with Channels(registry, lambda record: vault.open(record.bucket), time.time) as channels:
+        custody = Custody(registry, vault, time.time, ADMIN)
+        async with Channels(registry, custody.open, time.time) as channels:
             desk = Desk(
                 administration=administration,
                 registry=registry,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entrepot.core.errors import Denied, InvalidInput, NotFound
+from entrepot.core.errors import InvalidInput
 from entrepot.core.rights import shorten_rights
 from entrepot.core.units import format_size, parse_duration, parse_size, spell_duration
 from entrepot_hub.cli.access import ask
+from entrepot_hub.cli.credentials import describe_key
 from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, until, when
 from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText, give_help
 
-_MAX_CREDENTIALS = 32768
+if TYPE_CHECKING:
+    from entrepot_hub.core.origins import Origin, Side
 
 app = typer.Typer(help="Channels and their members.", rich_markup_mode=None)
 give_help(app)
@@ -24,13 +28,38 @@ give_help(app)
 @app.command("create")
 def create(
     name: ChannelName,
-    bucket: Annotated[str, typer.Option(help="Where its objects lie: file:///… or s3://bucket/prefix?region=…")],
+    bucket: Annotated[
+        str | None,
+        typer.Option(
+            help="Where its objects lie: file:///…, s3://bucket/prefix?region=…, gs://bucket or azblob://container"
+            "?account=…",
+            show_default=False,
+            metavar="URL",
+        ),
+    ] = None,
+    bucket_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take bucket and keys from a River, Audius or S3 configuration (.yaml, .toml, .json, .env).",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    bucket_from_env: Annotated[
+        bool, typer.Option("--bucket-from-env", help="Take bucket and keys from such variables of the environment.")
+    ] = False,
+    origin_bucket: Annotated[
+        str | None, typer.Option(help="Which of S3_BUCKET_IN and S3_BUCKET_OUT.", show_default=False, metavar="in|out")
+    ] = None,
+    create_bucket: Annotated[
+        bool, typer.Option("--create-bucket", help="Make the bucket now, if it is missing.")
+    ] = False,
     quota: Annotated[str, typer.Option(help="The most bytes in the bucket.")] = "10G",
     miniblock: Annotated[str, typer.Option(help="Size of a miniblock.")] = "1M",
     object_size: Annotated[str, typer.Option("--object", help="Size of an object; 0: whole streams.")] = "4M",
     public_read: Annotated[bool, typer.Option("--public-read", help="Anybody may read the bucket.")] = False,
     credentials_file: Annotated[
-        Path | None, typer.Option(help="File with the bucket's keys (JSON or TOML).", show_default=False)
+        Path | None, typer.Option(help="File with the bucket's keys.", show_default=False)
     ] = None,
     credentials_stdin: Annotated[
         bool, typer.Option("--credentials-stdin", help="Read the bucket's keys from the standard input.")
@@ -44,17 +73,22 @@ def create(
     """Make a channel on a bucket."""
     from entrepot_hub.services.administration import ChannelCreate
 
+    keys = read_credentials(credentials_file, from_stdin=credentials_stdin)
+    origin = _origin(bucket, bucket_from, from_environment=bucket_from_env, side=origin_bucket, keys=keys)
     asked = ChannelCreate(
         name=name,
-        bucket=bucket,
+        bucket=origin.url,
         quota=parse_size(quota),
         miniblock=parse_size(miniblock),
         object=parse_size(object_size),
         public_read=public_read,
-        credentials=_credentials(credentials_file, from_stdin=credentials_stdin),
+        credentials=origin.credentials,
+        create_bucket=create_bucket,
         if_missing=if_missing,
     )
     channel, _ = ask(folder, "channel.create", asked)
+    for remark in origin.notes:
+        note(f"note: {remark}")
     if as_json:
         print_json(channel)
         return
@@ -62,9 +96,11 @@ def create(
         say(f"channel {channel.name} is there already: {format_size(channel.quota)} on {channel.bucket}")
         return
     say(f"channel {channel.name} made: {format_size(channel.quota)} on {channel.bucket}")
-    unbound = sorted(name for name in ("length", "digest", "create_only") if not channel.binds.get(name, True))
-    if unbound:
-        note(f"note: the provider does not enforce {', '.join(unbound)}: misuse is detected, not prevented.")
+    for check in channel.checks:
+        if check.outcome in {"warning", "failure"}:
+            note(f"{check.outcome}: {check.name}: {check.text}")
+            if check.mend:
+                note(f"  {check.mend}")
     say(f"next: entrepot-hub channel invite {channel.name}")
 
 
@@ -103,16 +139,19 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
         print_json(detail)
         return
     channel = detail.channel
+    pins, _ = ask(folder, "channel.pins", ChannelNamed(name=name))
     print_fields(
         [
             ("channel", channel.name),
             ("bucket", channel.bucket),
             ("used", f"{format_size(channel.charged)} of {format_size(channel.quota)}"),
+            ("pinned", format_size(pins.kept)),
             ("lock", channel.lock),
             ("miniblock", format_size(channel.miniblock)),
             ("object", format_size(channel.object) if channel.object else "whole streams"),
             ("public read", "yes" if channel.public_read else "no"),
             ("made", when(channel.created_at)),
+            *([] if detail.key is None else [("key", describe_key(detail.key))]),
         ]
     )
     print_table(
@@ -141,6 +180,10 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
         ],
         empty="no invites",
     )
+    if detail.limits:
+        from entrepot_hub.cli.usage import print_limits
+
+        print_limits(detail.limits)
 
 
 @app.command("invite")
@@ -202,25 +245,35 @@ def _say_when(*, running: bool) -> None:
         note("note: no hub is running here; this takes effect when it starts.")
 
 
-def _credentials(path: Path | None, *, from_stdin: bool) -> str | None:
+def read_credentials(path: Path | None, *, from_stdin: bool) -> str | None:
+    """A bucket's keys out of a file or the standard input, or none. Raises InvalidInput, NotFound, Denied."""
+    if path is None and not from_stdin:
+        return None
     if path is not None and from_stdin:
         raise InvalidInput("the bucket's keys come from a file or from the standard input, not from both")
-    try:
-        if from_stdin:
-            data = sys.stdin.buffer.read(_MAX_CREDENTIALS + 1)
-        elif path is not None:
-            with path.open("rb") as file:
-                data = file.read(_MAX_CREDENTIALS + 1)
-        else:
-            return None
-    except FileNotFoundError:
-        raise NotFound(f"there is no file {path}", kind="no-such-file", path=str(path)) from None
-    except OSError as error:
-        raise Denied(f"{path} cannot be read: {error.strerror}", kind="unreadable", path=str(path)) from None
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = ""
-    if not text.strip() or len(data) > _MAX_CREDENTIALS:
-        raise InvalidInput("these are no keys of a bucket", hint='Write {"access_key": "…", "secret_key": "…"}.')
-    return text
+    from entrepot_hub.adapters.buckets.keys import MAX_KEYS
+    from entrepot_hub.services.origins import keys_of, read_keys
+
+    return keys_of(sys.stdin.buffer.read(MAX_KEYS + 1)) if path is None else read_keys(path)
+
+
+def _origin(
+    bucket: str | None, path: Path | None, *, from_environment: bool, side: str | None, keys: str | None
+) -> Origin:
+    """The one bucket that a command names, with its keys. Keys that were given apart go before what stands there."""
+    from entrepot_hub.core.origins import Origin
+    from entrepot_hub.services.origins import origin_of_environment, origin_of_file, with_keys
+
+    if side not in {None, "in", "out"}:
+        raise InvalidInput("--origin-bucket is in or out")
+    if (bucket is not None) + (path is not None) + from_environment != 1:
+        raise InvalidInput("a bucket is named by one of --bucket, --bucket-from and --bucket-from-env")
+    chosen: Side | None = "in" if side == "in" else "out" if side == "out" else None
+    if bucket is not None:
+        if chosen is not None:
+            raise InvalidInput("--origin-bucket goes with --bucket-from and --bucket-from-env")
+        return Origin(url=bucket, credentials=keys)
+    origin = origin_of_environment(os.environ, chosen) if path is None else origin_of_file(path, chosen)
+    if keys is not None:
+        return replace(origin, credentials=keys, credentials_file=None)
+    return with_keys(origin)

@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entrepot.core.errors import EntrepotError, to_wire
 from entrepot.core.units import spell_duration
+
+if TYPE_CHECKING:
+    from entrepot_hub.services.diagnosis import Check
 
 
 def print_json(value: object) -> None:
@@ -61,6 +64,30 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A remark for people that is no part of the answer."""
     sys.stderr.write(text + "\n")
+
+
+#: How an outcome is shown to people: a mark for the eye, and its colour on a terminal.
+_MARKS = {
+    "ok": ("ok", "green"),
+    "note": ("note", "cyan"),
+    "unknown": ("?", "cyan"),
+    "warning": ("warn", "yellow"),
+    "failure": ("FAIL", "bold red"),
+}
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """What a doctor found: a line each, and under it what mends it."""
+    from rich.text import Text
+
+    console = _console()
+    for check in checks:
+        mark, style = _MARKS[check.outcome]
+        line = Text(f"{mark:<5}", style=style)
+        line.append(f"{check.name:<14}", style="bold").append(one_line(check.text), style="default")
+        console.print(line)
+        if check.mend:
+            console.print(Text(f"      {one_line(check.mend)}", style="dim"))
 
 
 @contextmanager

@@ -119,10 +119,10 @@ def _own_address(url: str) -> Listen:
 
 def _say_there(folder: Path | None, url: str, *, as_json: bool) -> None:
     """A hub is there already. One that cannot be opened is an error nevertheless."""
-    from entrepot_hub.services.identity import hub_files, load_identity, load_master
+    from entrepot_hub.services.identity import hub_files, load_identity, load_keys
 
     settings = settings_of(folder)
-    hub = load_identity(settings, load_master(settings)).hub_public
+    hub = load_identity(settings, load_keys(settings)).hub_public
     if url.rstrip("/") not in settings.urls:
         note(f"note: its address is {', '.join(settings.urls)}, not {url}: see urls in its hub.toml")
     if as_json:
@@ -267,12 +267,12 @@ def nats_config(
     """Write the configuration for a NATS server of your own (the stock nats image). It holds no secret."""
     from entrepot.core.errors import InvalidInput
     from entrepot_hub.core.nats_identity import TlsFiles
-    from entrepot_hub.services.identity import load_identity, load_master
+    from entrepot_hub.services.identity import load_identity, load_keys
 
     if (certificate is None) != (key is None):
         raise InvalidInput("a certificate and its key belong together")
     settings = settings_of(folder)
-    identity = load_identity(settings, load_master(settings))
+    identity = load_identity(settings, load_keys(settings))
     tls = None if certificate is None or key is None else TlsFiles(certificate=certificate, key=key)
     text = identity.image_config(time.time(), tls=tls, websocket=websocket)
     path = stock / "nats-server.conf"

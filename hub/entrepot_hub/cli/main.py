@@ -9,7 +9,7 @@ import sys
 import typer
 
 from entrepot.core.errors import EntrepotError, Internal, InvalidInput
-from entrepot_hub.cli import channels, hub, nodes, reconcile
+from entrepot_hub.cli import channels, credentials, doctor, hub, nodes, pins, reconcile, usage
 from entrepot_hub.cli.display import print_error
 from entrepot_hub.cli.options import give_help
 
@@ -32,9 +32,20 @@ app.command("serve")(hub.serve)
 app.command("status")(hub.status)
 app.command("audit")(hub.audit)
 app.command("nats-config")(hub.nats_config)
+app.command("policy")(doctor.policy)
+channels.app.command("doctor")(doctor.doctor)
 channels.app.command("reconcile")(reconcile.reconcile)
+channels.app.command("usage")(usage.usage)
+channels.app.command("limit")(usage.limit)
+channels.app.command("quota")(usage.quota)
+channels.app.command("pin")(pins.pin)
+channels.app.command("unpin")(pins.unpin)
+channels.app.command("pins")(pins.pins)
+channels.app.add_typer(credentials.app, name="credentials")
+app.command("rotate-master-key")(credentials.rotate_master_key)
 app.add_typer(channels.app, name="channel")
 app.add_typer(nodes.app, name="node")
+app.add_typer(usage.prices, name="price")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
 from entrepot_hub.core.ledger import GrantRecord, ObjectRef, Proposal
+from entrepot_hub.core.wishes import Front
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,16 @@ class SendGrant:
 
 @dataclass(frozen=True, slots=True)
 class MakeRoom:
-    """The channel lacks so many bytes: evict, then report by :meth:`~entrepot_hub.core.rounds.Rounds.roomier`."""
+    """The channel lacks room: evict up to ``wish`` bytes of what no reader lacks and, where that was less than
+    ``need``, the rest of what readers lack. Report what left by :meth:`~entrepot_hub.core.rounds.Rounds.vanished`, then
+    by :meth:`~entrepot_hub.core.rounds.Rounds.roomier`. ``head``: the front of a reader that the need is of.
+    ``stalled``: readers that had their time to read what is ready and got nothing."""
 
     channel: str
-    short: int
+    need: int
+    wish: int = 0
+    head: Front | None = None
+    stalled: tuple[Front, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

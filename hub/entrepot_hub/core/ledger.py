@@ -12,12 +12,14 @@ Times are seconds since the epoch by the hub's clock and always passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
 from entrepot.core.identifiers import Opening
+from entrepot_hub.core.pins import Pin, Pinned
+from entrepot_hub.core.wishes import Front
 
 
 class ObjectStatus(StrEnum):
@@ -71,7 +73,6 @@ class ObjectRecord:
     put_until: float = 0.0
     tombstone: bool = False
     used_at: float = 0.0
-    visited: bool = False
     uploader: str | None = None
 
 
@@ -275,8 +276,8 @@ class Ledger(Protocol):
     # wants and holders
     def want(self, order: WantOrder, numbers: Sequence[int], read_until: float, now: float) -> WantView:
         """Keep or renew the want of (channel, stream, node) and look up ``numbers``. Ready ones get a read lease for
-        the node until ``read_until`` and are marked used and visited; its leases on other objects of the stream end,
-        for it does not want them now. An earlier ``created_at`` is kept."""
+        the node until ``read_until``, are marked used, and are visited where it was not reading them already; its
+        leases on other objects of the stream end, for it does not want them now. An earlier ``created_at`` is kept."""
 
     def unwant(self, channel: str, stream: bytes, node: str) -> bool:
         """Forget the want and the node's read leases of the stream. False: there was none."""
@@ -362,10 +363,27 @@ class Ledger(Protocol):
         """What wants looking after: RESERVED without live grant that can no longer land (or was never accepted),
         EVICTING ones, tombstones that can go."""
 
-    def evict_begin(self, channel: str, need: int, now: float, grace: float, limit: int = 64) -> list[ObjectRecord]:
-        """Choose READY objects worth at least ``need`` bytes by SIEVE (``visited`` gives a second chance and is
-        cleared in passing; oldest ready first), none with a live read lease; mark them EVICTING; return them, or
-        mark nothing and return [] when all together would not free a single byte."""
+    def evict_begin(
+        self,
+        channel: str,
+        need: int,
+        now: float,
+        grace: float,
+        limit: int = 64,
+        *,
+        wish: int = 0,
+        head: Front | None = None,
+        stalled: Collection[Front] = (),
+    ) -> list[ObjectRecord]:
+        """Choose READY objects worth at least ``need`` bytes by :func:`~entrepot_hub.core.eviction.choose`,
+        none with a live read lease and none of a pinned stream; mark them EVICTING; return them, or mark nothing and
+        return [] when all together would not free a single byte.
+
+        Objects that no active want lacks go first, of these up to ``wish`` bytes if that is more; then, for ``need``
+        alone, those that are needed last. ``head``: the reader's front that the room is for; what another reader has
+        only just been able to read stays then, and leases end that must give way to it
+        (:func:`~entrepot_hub.core.wishes.yielding`). ``stalled``: readers that had their time and got nothing; their
+        leases end too."""
 
     def condemn(self, ref: ObjectRef, etag: str | None, now: float) -> ObjectRecord | None:
         """READY (with this etag, if given) → EVICTING: it is bad or unwanted and leaves next. None: not READY."""
@@ -384,6 +402,19 @@ class Ledger(Protocol):
 
     def usage(self, channel: str) -> Usage:
         """The channel's account."""
+
+    def pin(self, channel: str, pin: Pin, reserve: int) -> Pinned:
+        """Keep a stream's objects in the bucket: none is evicted from now on. Repeating it changes its kind at most.
+
+        A stream counts as long as it is, or as what of it lies in the bucket if that is more. Raises NotFound
+        (no-such-stream) for one that the channel does not know, RetryLater (over-quota) where less than ``reserve``
+        bytes of the quota would be left for everything else."""
+
+    def unpin(self, channel: str, stream: bytes, actor: str, now: float) -> bool:
+        """The stream's objects may be evicted again. False: it was not pinned."""
+
+    def pins(self, channel: str) -> list[Pinned]:
+        """All pins of the channel, oldest first."""
 
     def strike(self, channel: str, node: str, reason: str, now: float) -> int:
         """Note a misbehaviour of a node; how many it has in the last hour."""

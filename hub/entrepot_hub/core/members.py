@@ -152,6 +152,20 @@ class BucketRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BucketKey:
+    """A key that a bucket has or had, without the key: ``label`` is the part of it that is no secret. ``used_at``: when
+    it was last opened. A retired one is needed at the provider until ``safe_at``, when the last URL that it signed is
+    over."""
+
+    label: str
+    set_at: float
+    set_by: str
+    used_at: float | None = None
+    retired_at: float | None = None
+    safe_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Channel:
     """A bucket, a quota in bytes and a schema lock under a name that is unique at this hub.
 

@@ -5,13 +5,13 @@ Pure and deterministic. One thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 from entrepot.core import ranges
 from entrepot.core.errors import NotFound
 from entrepot.core.identifiers import Opening, StreamKind
-from entrepot_hub.core.eviction import Candidate, sieve
+from entrepot_hub.core.eviction import Candidate, arrived, choose, left, visited
 from entrepot_hub.core.ledger import (
     LIVE,
     Found,
@@ -35,6 +35,11 @@ from entrepot_hub.core.ledger import (
     renewed,
 )
 from entrepot_hub.core.members import Rights
+from entrepot_hub.core.model_pins import ModelPins
+from entrepot_hub.core.model_rows import Channel as _Channel
+from entrepot_hub.core.model_rows import Slot as _Slot
+from entrepot_hub.core.model_rows import Want as _Want
+from entrepot_hub.core.model_rows import lend_to as _lease
 from entrepot_hub.core.transitions import (
     STRIKE_WINDOW,
     accepted,
@@ -53,42 +58,13 @@ from entrepot_hub.core.transitions import (
     settled,
     shortened,
 )
+from entrepot_hub.core.wishes import Front, Read, Ready, Wish, Wishes, latest, unlacked, untold, yielding
 
 _MAX_RANGES = 64
 _DEFAULT_RIGHTS = Rights.parse("request,provide")
 
 
-@dataclass(slots=True)
-class _Slot:
-    """An object with all its grants by id, its read leases by node as (until, got), and its place among the ready."""
-
-    record: ObjectRecord
-    grants: list[bytes] = field(default_factory=list)
-    reads: dict[str, tuple[float, bool]] = field(default_factory=dict)
-    ready_number: int = 0
-
-
-@dataclass(slots=True)
-class _Want:
-    cursor: int
-    record: WantRecord
-
-
-@dataclass(slots=True)
-class _Channel:
-    name: str
-    quota: int
-    charged: int = 0
-    ready_count: int = 0
-    hand: int = 0
-    openings: dict[bytes, Opening] = field(default_factory=dict)
-    holders: dict[bytes, dict[str, float]] = field(default_factory=dict)
-    members: dict[str, tuple[str, Rights]] = field(default_factory=dict)
-    wants: dict[tuple[bytes, str], _Want] = field(default_factory=dict)
-    strikes: list[tuple[str, float]] = field(default_factory=list)
-
-
-class ModelLedger:
+class ModelLedger(ModelPins):
     """:class:`entrepot_hub.core.ledger.Ledger` in memory."""
 
     def __init__(self) -> None:
@@ -99,6 +75,7 @@ class ModelLedger:
         self._grants: dict[bytes, GrantRecord] = {}
         self._live: dict[bytes, None] = {}
         self._cursor = 0
+        super().__init__()
 
     # -- set up ----------------------------------------------------------------------------------------------
 
@@ -136,7 +113,10 @@ class ModelLedger:
             ref = ObjectRef(order.channel, order.lock, order.stream, number)
             slot = self._slots.get(ref)
             if slot is not None and slot.record.status is ObjectStatus.READY:
-                slot.record = replace(slot.record, used_at=now, visited=True)
+                slot.record = replace(slot.record, used_at=now)
+                until, got = slot.reads.get(order.node, (0.0, False))
+                if got or until <= now:
+                    slot.merit = visited(slot.merit, of.level)
                 _lease(slot, order.node, read_until)
             views[number] = self._view(ref)
         own = [slot for ref, slot in self._stream(order.channel, order.stream).items() if ref.lock == order.lock]
@@ -308,7 +288,7 @@ class ModelLedger:
             return None
         for grant in settlement.grants:
             self._keep(grant)
-        self._change(of, slot, settlement.record)
+        self._change(of, slot, settlement.record, settlement.cost)
         return self._view(ref)
 
     def adopt(self, ref: ObjectRef, found: Found, opening: Opening, now: float) -> ObjectView | None:
@@ -354,19 +334,80 @@ class ModelLedger:
         )
         return [record for record, _ in zip(found, range(max(limit, 0)), strict=False)]
 
-    def evict_begin(self, channel: str, need: int, now: float, grace: float, limit: int = 64) -> list[ObjectRecord]:
+    def evict_begin(
+        self,
+        channel: str,
+        need: int,
+        now: float,
+        grace: float,
+        limit: int = 64,
+        *,
+        wish: int = 0,
+        head: Front | None = None,
+        stalled: Collection[Front] = (),
+    ) -> list[ObjectRecord]:
         """See ``Ledger.evict_begin``."""
         del grace
         of = self._channel(channel)
-        choice = sieve(self._candidates(of, now), need, limit, of.hand)
-        if not choice.chosen:
+        lacked: list[Candidate[ObjectRef]] = []
+        choice = choose(unlacked(self._candidates(of, now), lacked), max(need, wish), limit, of.level, now)
+        chosen = list(choice.chosen)
+        short = need - sum(self._slots[ref].record.size for ref in chosen)
+        if short > 0 and len(chosen) < limit:
+            wishes = self._wanted(of, now)
+            if self._yield_leases(of, wishes, now, head, stalled):
+                lacked = []
+                for _ in unlacked(self._candidates(of, now), lacked):
+                    pass
+            found = [self._readied(c.key) for c in lacked]
+            if head is not None:
+                found = [ready for ready in found if not untold(ready, wishes)]
+            chosen += latest(found, wishes, short, limit - len(chosen))
+        if not chosen:
             return []
-        for ref in choice.cleared:
-            self._slots[ref].record = replace(self._slots[ref].record, visited=False)
-        for ref in choice.chosen:
+        for ref, standing in choice.raised:
+            self._slots[ref].merit = replace(self._slots[ref].merit, standing=standing)
+        for ref in chosen:
             self._slots[ref].record = replace(self._slots[ref].record, status=ObjectStatus.EVICTING)
-        of.hand = choice.hand
-        return [self._slots[ref].record for ref in choice.chosen]
+        of.level = choice.level
+        return [self._slots[ref].record for ref in chosen]
+
+    @staticmethod
+    def _wanted(of: _Channel, now: float) -> Wishes:
+        orders = [want.record.order for want in of.wants.values() if want.record.order.until > now]
+        return Wishes((order.lock, order.stream, Wish(order.node, order.ranges, order.window)) for order in orders)
+
+    def _quota(self, channel: str) -> int:
+        return self._channel(channel).quota
+
+    def _stored(self, channel: str, stream: bytes) -> tuple[int, int]:
+        held = {ObjectStatus.READY, ObjectStatus.EVICTING}
+        sizes = [s.record.size for s in self._stream(channel, stream).values() if s.record.status in held]
+        return len(sizes), sum(sizes)
+
+    def _readied(self, ref: ObjectRef) -> Ready[ObjectRef]:
+        slot = self._slots[ref]
+        reads = tuple(Read(node, until, got) for node, (until, got) in sorted(slot.reads.items()))
+        return Ready(ref, (ref.lock, ref.stream, ref.number), slot.record.size, slot.ready_number, reads)
+
+    def _yield_leases(
+        self, of: _Channel, wishes: Wishes, now: float, head: Front | None, stalled: Collection[Front]
+    ) -> bool:
+        if head is None and not stalled:
+            return False
+        leased = [
+            self._readied(ref)
+            for ref, slot in self._slots.items()
+            if ref.channel == of.name
+            and slot.record.status is ObjectStatus.READY
+            and any(until > now and not got for until, got in slot.reads.values())
+        ]
+        leased.sort(key=lambda ready: ready.place)
+        ending = yielding(leased, wishes, of.quota, now, head, stalled)
+        for ready in ending:
+            reads = self._slots[ready.key].reads
+            reads.update({node: (min(until, now), got) for node, (until, got) in reads.items()})
+        return bool(ending)
 
     def condemn(self, ref: ObjectRef, etag: str | None, now: float) -> ObjectRecord | None:
         """See ``Ledger.condemn``."""
@@ -495,39 +536,45 @@ class ModelLedger:
         slot = self._slots.get(ref)
         return ObjectView(nothing(ref)) if slot is None else ObjectView(slot.record, self._live_of(slot))
 
-    def _change(self, of: _Channel, slot: _Slot, record: ObjectRecord) -> None:
+    def _change(self, of: _Channel, slot: _Slot, record: ObjectRecord, cost: float | None = None) -> None:
         before = slot.record
         slot.record = record
         of.charged += charge(record) - charge(before)
         if record.status is ObjectStatus.READY and before.status is not ObjectStatus.READY:
             of.ready_count += 1
             slot.ready_number = of.ready_count
+            slot.merit = arrived(slot.merit, cost, of.level, of.evicted, of.quota)
+        if before.status is ObjectStatus.EVICTING and record.status is not ObjectStatus.EVICTING:
+            of.evicted += before.size
+            slot.merit = left(slot.merit, of.evicted)
         if record.status is not ObjectStatus.READY and before.status in {ObjectStatus.READY, ObjectStatus.EVICTING}:
             slot.reads.clear()
 
     def _candidates(self, of: _Channel, now: float) -> Iterator[Candidate[ObjectRef]]:
-        wanted: dict[tuple[bytes, bytes, int], list[str]] = {}
-        for (stream, node), want in of.wants.items():
-            order = want.record.order
-            if order.until > now:
-                for number in ranges.front(order.ranges, order.window):
-                    wanted.setdefault((order.lock, stream, number), []).append(node)
+        wanted = self._wanted(of, now)
         ready = [
             slot
             for ref, slot in self._slots.items()
             if ref.channel == of.name and slot.record.status is ObjectStatus.READY
         ]
-        ready.sort(key=lambda slot: (slot.ready_number <= of.hand, slot.ready_number))
+        ready.sort(key=lambda slot: (slot.merit.standing, -slot.ready_number))
         for slot in ready:
-            if any(until > now for until, _ in slot.reads.values()):
-                continue
             ref = slot.record.ref
+            if self._is_pinned(ref) or any(until > now for until, _ in slot.reads.values()):
+                continue
             waiting = any(
                 not slot.reads.get(node, (0.0, False))[1] for node in wanted.get((ref.lock, ref.stream, ref.number), ())
             )
-            yield Candidate(ref, slot.ready_number, slot.record.size, slot.record.visited, waiting)
-
-
-def _lease(slot: _Slot, node: str, until: float) -> None:
-    before = slot.reads.get(node)
-    slot.reads[node] = (until if before is None else max(before[0], until)), False
+            holders = self._holders_online(of.members, of.holders.get(ref.stream, ()), now)
+            record, merit = slot.record, slot.merit
+            yield Candidate(
+                ref,
+                slot.ready_number,
+                record.size,
+                merit.standing,
+                merit.visits,
+                waiting,
+                merit.cost,
+                holders,
+                record.used_at,
+            )

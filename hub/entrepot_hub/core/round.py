@@ -10,10 +10,17 @@ from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
-from entrepot.core.ranges import Pair, as_set, clip, front, holds, numbers
+from entrepot.core.ranges import LAST_NUMBER, Pair, as_set, clip, front, holds, numbers, size
 from entrepot_hub.core.ledger import GrantRecord, GrantStatus, HolderRecord, ObjectStatus, ObjectView, WantOrder
+from entrepot_hub.core.queueing import Bill
+from entrepot_hub.core.wishes import Front
 
 type Session = tuple[str, str]
+
+#: A grant that was made so shortly before an offer was heard may have been unknown to its session.
+UNDERWAY = 0.25
+#: A want that was sent before its node got an object may be heard so long after that was known.
+LATE = 2.0
 
 #: Objects that a kept want with no living asker has in its window.
 KEPT_WINDOW = 64
@@ -21,14 +28,62 @@ KEPT_WINDOW = 64
 ASKER_LIFE = 90.0
 
 
+@dataclass(slots=True, weakref_slot=True)
+class Seat:
+    """A session's free upload slots, whatever streams they are for: as many as it had when it was last heard, less what
+    it was granted since. ``reserved``: proposals on their way to the ledger."""
+
+    slots: int = 0
+    reserved: int = 0
+    granted: list[float] = field(default_factory=list)
+
+    @property
+    def free(self) -> int:
+        """Slots that are neither granted nor proposed."""
+        return self.slots - self.reserved
+
+    def heard(self, slots: int, now: float) -> None:
+        """The session says how many slots it has free; what was granted just now it may not have known."""
+        self.granted = [at for at in self.granted if at > now - UNDERWAY]
+        self.slots = max(slots - len(self.granted), 0)
+
+    def grant(self, now: float) -> None:
+        """A slot is granted."""
+        self.slots -= 1
+        self.granted = [*(at for at in self.granted if at > now - UNDERWAY), now]
+
+
 @dataclass(slots=True)
 class Offer:
-    """What a session holds of the stream, and the slots it had when it was last heard or told."""
+    """What a session holds of the stream."""
 
     ranges: tuple[Pair, ...]
-    slots: int
+    seat: Seat
     heard_at: float
-    reserved: int = 0  # proposals on their way to the ledger
+
+
+@dataclass(slots=True)
+class Reader:
+    """A node that wants the stream. ``heard``: when it said so; ``reading_since``: since when it has had something to
+    read without getting anything (None: it has nothing to read); ``left``: the objects it lacked when last heard;
+    ``waits_since``: since when it waits for room at its front; ``has``: objects that it was since then known to have,
+    and since when."""
+
+    order: WantOrder
+    heard: float
+    left: int
+    reading_since: float | None = None
+    waits_since: float | None = None
+    has: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A proposal on its way to the ledger: who shall upload it, who pays, and whose front it is."""
+
+    seat: Seat
+    bill: Bill
+    head: Front | None
 
 
 @dataclass(slots=True)
@@ -39,13 +94,14 @@ class Live:
     grant: GrantRecord
     accepted: bool
     sent_at: float
+    seat: Seat | None = None
 
 
 @dataclass(slots=True)
 class Round:
     """Everything about one stream that is wanted, in one hub's memory.
 
-    ``wants``: by node, the want and when it was heard. ``live``, ``proposed``: by object number. ``offers``: by
+    ``wants``: by node. ``live``, ``proposed``: by object number. ``offers``: by
     session. ``failures``: running failures by node; ``excluded``: until when a node is left out while others
     can upload; ``rested``: until when it is in any case.
     """
@@ -55,11 +111,11 @@ class Round:
     opening: Opening | None
     started_at: float
     members: int = 1
-    wants: dict[str, tuple[WantOrder, float]] = field(default_factory=dict)
+    wants: dict[str, Reader] = field(default_factory=dict)
     holders: list[HolderRecord] = field(default_factory=list)
     ready: set[int] = field(default_factory=set)
     live: dict[int, Live] = field(default_factory=dict)
-    proposed: dict[int, Session] = field(default_factory=dict)
+    proposed: dict[int, Claim] = field(default_factory=dict)
     offers: dict[Session, Offer] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     excluded: dict[str, float] = field(default_factory=dict)
@@ -72,7 +128,6 @@ class Round:
     due_at: float | None = 0.0  # what :meth:`due` said last
     unmet_since: float | None = None
     pause_until: float = 0.0
-    over: int = 0
     trouble: EntrepotError | None = None
 
     def see(self, view: ObjectView, now: float) -> None:
@@ -86,28 +141,62 @@ class Round:
             if number not in self.live:
                 self.go_live(view.grant, now)
         else:
-            live = self.live.pop(number, None)
-            if live is not None:
-                self.give_back(live.session)
+            self.over(number)
 
-    def go_live(self, grant: GrantRecord, now: float) -> None:
-        """A grant is live."""
+    def go_live(self, grant: GrantRecord, now: float, seat: Seat | None = None) -> None:
+        """A grant is live. ``seat``: whose slot it takes, if it was made here."""
         accepted = grant.status is GrantStatus.ACCEPTED
-        self.live[grant.ref.number] = Live((grant.node, grant.session), grant, accepted, now)
+        self.live[grant.ref.number] = Live((grant.node, grant.session), grant, accepted, now, seat)
+        if seat is not None:
+            seat.grant(now)
 
-    def give_back(self, session: Session) -> None:
-        """A slot of the session is free again."""
-        offer = self.offers.get(session)
-        if offer is not None:
-            offer.slots += 1
+    def over(self, number: int) -> None:
+        """The object's grant is over: its slot is free again."""
+        live = self.live.pop(number, None)
+        if live is not None and live.seat is not None:
+            live.seat.slots += 1
 
-    def window(self, order: WantOrder, heard: float, now: float) -> tuple[int, ...]:
-        """The objects that a want asks for now; all of its ranges, in turn, when its asker has been silent."""
+    def hear(self, order: WantOrder, now: float) -> bool:
+        """A node says what it wants; whether it got something since it was last heard."""
+        before = self.wants.get(order.node)
+        left = size(clip(order.ranges, self._count()))
+        reader = self.wants[order.node] = Reader(order, now, left)
+        got = before is not None and left < before.left
+        if before is not None:  # a want may be heard late
+            reader.waits_since = None if got else before.waits_since
+            reader.has = {number: at for number, at in before.has.items() if at > now - LATE}
+        if self.ready and not self.ready.isdisjoint(self.window(reader, now)):
+            since = None if before is None or got else before.reading_since
+            reader.reading_since = now if since is None else since
+        return got
+
+    def satisfied(self, number: int, now: float) -> None:
+        """Whoever wanted the object has it, though its want may not say so yet."""
+        for reader in self.wants.values():
+            if any(first <= number <= last for first, last in reader.order.ranges):
+                reader.has[number] = now
+
+    def stalled(self, now: float) -> list[str]:
+        """Nodes that have had something to read for a whole read lease (and a second per MB) and got nothing of it."""
+        patience = self.settings.read_lease
+        if self.opening is not None:
+            patience += Geometry(self.opening.length, self.lock).object_length(0) / 1e6 if self.opening.length else 0.0
+        return [
+            node
+            for node, reader in self.wants.items()
+            if reader.reading_since is not None and now >= reader.reading_since + patience
+        ]
+
+    def _count(self) -> int:
+        return LAST_NUMBER + 1 if self.opening is None else Geometry(self.opening.length, self.lock).object_count
+
+    def window(self, reader: Reader, now: float) -> tuple[int, ...]:
+        """The objects that a reader asks for now; all of its ranges, in turn, when it has been silent."""
+        order = reader.order
         if self.opening is None:
             return front(order.ranges, order.window)
-        count = Geometry(self.opening.length, self.lock).object_count
-        kept = order.keep and now > heard + ASKER_LIFE
-        ranges = clip(order.ranges, count)
+        kept = order.keep and now > reader.heard + ASKER_LIFE
+        ranges = clip(order.ranges, self._count())
         if kept:
             return tuple(islice((n for n in numbers(as_set(ranges)) if n not in self.ready), KEPT_WINDOW))
         return front(ranges, order.window)
@@ -117,9 +206,9 @@ class Round:
         if self.opening is None:
             return []
         ranks: dict[int, int] = {}
-        for order, heard in self.wants.values():
-            for rank, number in enumerate(self.window(order, heard, now)):
-                if number in self.ready or number in self.live or number in self.proposed:
+        for reader in self.wants.values():
+            for rank, number in enumerate(self.window(reader, now)):
+                if number in reader.has or number in self.ready or number in self.live or number in self.proposed:
                     continue
                 ranks[number] = min(rank, ranks.get(number, rank))
         return sorted(ranks, key=lambda number: (ranks[number], number))
@@ -174,7 +263,8 @@ class Round:
 
     def due(self) -> float | None:
         """When the round wants a tick next."""
-        times = [order.until for order, _ in self.wants.values()]
+        times = [reader.order.until for reader in self.wants.values()]
+        times += [at + LATE for reader in self.wants.values() for at in reader.has.values()]
         times += [live.sent_at + self.settings.resend for live in self.live.values() if not live.accepted]
         if self.window_end is not None:
             times.append(self.window_end)

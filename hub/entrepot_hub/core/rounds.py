@@ -8,6 +8,7 @@ message is made good by the next seek, want or offer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from weakref import WeakValueDictionary
 
 from entrepot.core.errors import EntrepotError, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
@@ -15,7 +16,6 @@ from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.keys import object_key
 from entrepot.core.lock import SchemaLock
-from entrepot.core.messages import MAX_OBJECTS
 from entrepot.core.placement import choose, weight
 from entrepot.core.ranges import Pair
 from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
@@ -30,7 +30,9 @@ from entrepot_hub.core.ledger import (
     WantOrder,
     WantRecord,
 )
-from entrepot_hub.core.round import Live, Offer, Round, Session
+from entrepot_hub.core.queueing import Queue, Room, Turn, busy_holder, full_bucket
+from entrepot_hub.core.round import LATE, Claim, Live, Offer, Round, Seat, Session
+from entrepot_hub.core.wishes import Front
 
 #: Seconds after which an unanswered seek means that nobody who is online has the stream.
 SILENCE = 0.5
@@ -38,6 +40,10 @@ SILENCE = 0.5
 SESSIONS = 8
 #: Pause before a proposal that found no room, or an object just leaving, is made again.
 ROOM_PAUSE = 0.25
+#: For so long after a proposal found no room the channel counts as full.
+TIGHT = 2.0
+#: Streams that are looked at in one turn, and in all turns at once; the rest goes on after a pause of so many seconds.
+PROBED, PROBES, MORE = 8, 256, 0.05
 
 
 class Rounds:
@@ -48,6 +54,11 @@ class Rounds:
         self._token = token
         self._rounds: dict[tuple[str, bytes], Round] = {}
         self._uplinks: dict[str, float] = {}
+        self._queue = Queue()
+        self._seats: WeakValueDictionary[Session, Seat] = WeakValueDictionary()
+        self._rooms: dict[str, Room] = {}
+        self._deal_at: float | None = None
+        self._ticked_at = float("-inf")
 
     # -- what happened ------------------------------------------------------------------------------------------
 
@@ -69,10 +80,14 @@ class Rounds:
         found.opening = found.opening or opening
         found.members = members
         found.holders = list(holders)
-        found.wants[order.node] = (order, now)
         for view in views:
             found.see(view, now)
-        return self._step(key, found, now)
+        got = found.hear(order, now)
+        effects = self._step(key, found, now)
+        room = self._rooms.get(order.channel)
+        if got and room is not None and now < room.pause_until and room.plea is not None:
+            effects.append(room.plea)  # what this reader got may go now
+        return effects
 
     def restored(self, want: WantRecord, lock: SchemaLock, opening: Opening | None, now: float) -> list[Effect]:
         """A want that the ledger kept, found again after a start: its round begins anew."""
@@ -80,7 +95,7 @@ class Rounds:
         if key in self._rounds and want.order.node in self._rounds[key].wants:
             return []
         found = self._rounds.setdefault(key, Round(self._settings, lock, opening, now))
-        found.wants[want.order.node] = (want.order, want.heard_at)
+        found.hear(want.order, want.heard_at)
         return self._step(key, found, now)
 
     def came(self, channel: str, stream: bytes, node: str, opening: Opening, now: float) -> list[Effect]:
@@ -120,12 +135,15 @@ class Rounds:
         if found.opening is None:
             found.opening = opening
             first.append(Introduce(channel, stream, opening))
-        before = found.offers.get(session)
-        if before is None:
+        seat = self._seats.get(session)
+        if seat is None:
+            seat = self._seats[session] = Seat()
+        seat.heard(slots, now)
+        if session not in found.offers:
             own = [s for s in found.offers if s[0] == session[0]]
             if len(own) >= SESSIONS:
                 del found.offers[min(own, key=lambda s: found.offers[s].heard_at)]
-        found.offers[session] = Offer(tuple(ranges), slots, now, 0 if before is None else before.reserved)
+        found.offers[session] = Offer(tuple(ranges), seat, now)
         if found.window_end is None and not found.live and not found.proposed:
             found.window_end = now + self._settings.offer_window
         return first + self._step(key, found, now)
@@ -134,7 +152,7 @@ class Rounds:
         """What the ledger made of proposals."""
         effects: list[Effect] = []
         touched: dict[tuple[str, bytes], Round] = {}
-        short: dict[str, int] = {}
+        refused: dict[str, list[tuple[GrantOutcome, Claim]]] = {}
         for outcome in outcomes:
             ref = outcome.proposal.ref
             key = (ref.channel, ref.stream)
@@ -142,15 +160,9 @@ class Rounds:
             if found is None:
                 continue
             touched[key] = found
-            session = found.proposed.pop(ref.number, None)
-            offer = None if session is None else found.offers.get(session)
-            if offer is not None:
-                offer.reserved -= 1
+            claim = self._unclaim(found, ref.number)
             if outcome.refusal is None and outcome.grant is not None:
-                found.over = 0
-                if offer is not None:
-                    offer.slots -= 1
-                found.go_live(outcome.grant, now)
+                found.go_live(outcome.grant, now, None if claim is None else claim.seat)
                 if found.opening is not None:
                     effects.append(SendGrant(outcome.grant, found.opening))
                 effects.append(Announce((ref,)))
@@ -159,15 +171,16 @@ class Rounds:
             elif outcome.refusal is Refusal.READY:
                 found.ready.add(ref.number)
                 effects.append(Announce((ref,)))
+            elif outcome.refusal is Refusal.OVER and claim is not None:
+                refused.setdefault(ref.channel, []).append((outcome, claim))
             else:
                 found.pause_until = now + ROOM_PAUSE
-                if outcome.refusal is Refusal.OVER:
-                    found.over = outcome.short
-                    short[ref.channel] = max(short.get(ref.channel, 0), outcome.short)
-        effects += [MakeRoom(channel, count) for channel, count in short.items()]
+            if claim is not None and outcome.refusal is not None:
+                self._queue.refund(claim.bill)
+        effects += [self._full(channel, over, now) for channel, over in refused.items()]
         for key, found in touched.items():
-            effects += self._step(key, found, now)
-        return effects
+            effects += self._look(key, found, now)
+        return effects + self._deal(now)
 
     def unjudged(self, proposals: Sequence[Proposal], now: float) -> None:
         """The ledger could not be asked: what was proposed is proposed again after a pause."""
@@ -176,21 +189,19 @@ class Rounds:
             found = self._rounds.get(key)
             if found is None:
                 continue
-            session = found.proposed.pop(proposal.ref.number, None)
-            offer = None if session is None else found.offers.get(session)
-            if offer is not None:
-                offer.reserved -= 1
+            claim = self._unclaim(found, proposal.ref.number)
+            if claim is not None:
+                self._queue.refund(claim.bill)
             found.pause_until = now + ROOM_PAUSE
             found.due_at = found.due()
 
-    def roomier(self, channel: str, now: float) -> list[Effect]:
-        """Bytes came free in the channel: rounds that waited for room try again."""
-        effects: list[Effect] = []
-        for key, found in list(self._rounds.items()):
-            if key[0] == channel and found.pause_until > now:
-                found.pause_until = now
-                effects += self._step(key, found, now)
-        return effects
+    def roomier(self, channel: str, now: float, objects: int = 1) -> list[Effect]:
+        """The room of so many objects came free in the channel: whoever waited for it tries again, in turn."""
+        room = self._rooms.get(channel)
+        if room is not None:
+            room.pause_until = now
+            room.allow = objects + 1
+        return self._deal(now)
 
     def accepted(self, grant: GrantRecord) -> None:
         """The session took its grant."""
@@ -208,11 +219,12 @@ class Rounds:
             return []
         live = found.live.get(grant.ref.number)
         if live is not None and live.grant.grant == grant.grant:
-            del found.live[grant.ref.number]
-            found.give_back(live.session)
+            found.over(grant.ref.number)
         gentle = error is not None and error.kind in {"busy", "cancelled"}
         if gentle:
-            found.offers.pop((grant.node, grant.session), None)
+            offer = found.offers.pop((grant.node, grant.session), None)
+            if offer is not None:
+                offer.seat.slots = min(offer.seat.slots, 0)  # it knows better what it has free
         elif error is not None:
             found.trouble = error
             found.failed(grant.node, now)
@@ -228,20 +240,23 @@ class Rounds:
         found = self._rounds.get(key)
         if found is None:
             return [Announce((ref,))]  # another hub's round: its readers listen all the same
-        live = found.live.pop(ref.number, None)
-        if live is not None:
-            found.give_back(live.session)
+        found.over(ref.number)
         if grant is not None:
             found.forgive(grant.node)
         found.trouble = None
         found.ready.add(ref.number)
         return [Announce((ref,)), *self._step(key, found, now)]
 
-    def vanished(self, ref: ObjectRef, now: float) -> list[Effect]:
-        """A ready object is gone (evicted, missing, bad): whoever wants it has it sought again."""
+    def vanished(self, ref: ObjectRef, now: float, *, lacked: bool = True) -> list[Effect]:
+        """A ready object is gone (evicted, missing, bad): whoever wants it has it sought again; not ``lacked``: whoever
+        wanted it has it."""
         key = (ref.channel, ref.stream)
         found = self._rounds.get(key)
-        if found is None or ref.number not in found.ready:
+        if found is None:
+            return []
+        if not lacked:
+            found.satisfied(ref.number, now)
+        if ref.number not in found.ready:
             return []
         found.ready.discard(ref.number)
         return self._step(key, found, now)
@@ -289,43 +304,56 @@ class Rounds:
         for key, found in list(self._rounds.items()):
             if found.due_at is None or now < found.due_at:
                 continue
-            effects += self._step(key, found, now)
+            effects += self._look(key, found, now)
             if not found.wants and not found.live and not found.proposed:
                 del self._rounds[key]
-        return effects
+        for channel, room in list(self._rooms.items()):
+            if now >= room.tight_until and not self._queue.waits(channel):
+                del self._rooms[channel]
+        self._ticked_at = now
+        return effects + self._deal(now)
 
     def timer(self) -> float | None:
         """When :meth:`tick` wants to be called next."""
-        return min((found.due_at for found in self._rounds.values() if found.due_at is not None), default=None)
+        times = [found.due_at for found in self._rounds.values() if found.due_at is not None]
+        times += [
+            r.pause_until for c, r in self._rooms.items() if r.pause_until > self._ticked_at and self._queue.waits(c)
+        ]
+        if self._deal_at is not None:
+            times.append(self._deal_at)
+        return min(times, default=None)
 
     # -- what to say --------------------------------------------------------------------------------------------
 
     def interested(self, ref: ObjectRef, now: float) -> tuple[str, ...]:
-        """Nodes whose window holds the object."""
+        """Nodes whose window holds the object, and that were heard not longer ago than a read lease lasts."""
         found = self._rounds.get((ref.channel, ref.stream))
         if found is None:
             return ()
         return tuple(
             node
-            for node, (order, heard) in found.wants.items()
-            if now < order.until and ref.number in found.window(order, heard, now)
+            for node, reader in found.wants.items()
+            if now < reader.order.until
+            and now <= reader.heard + self._settings.read_lease
+            and ref.number in found.window(reader, now)
         )
 
-    def reason(self, channel: str, stream: bytes, now: float) -> EntrepotError | None:
-        """Why the stream's unmet objects are still unmet, if that is worth saying."""
+    def reason(self, channel: str, stream: bytes, now: float, node: str | None = None) -> EntrepotError | None:
+        """Why the stream's unmet objects are still unmet, if that is worth saying: to this node, or to the first in
+        turn of those that want it."""
         found = self._rounds.get((channel, stream))
         if found is None or found.unmet_since is None:
             return None
-        if found.over:
-            return RetryLater(
-                "the channel's bucket is full of objects that are being read or uploaded",
-                kind="over-quota",
-                hint="It goes on when readers finish; the owner can raise the quota.",
-                short=found.over,
-            )
+        readers = tuple(found.wants) if node is None else (node,)
+        room = self._rooms.get(channel)
+        if room is not None and now < room.tight_until:
+            return full_bucket(room.short, self._queue.before(channel, readers))
         if not any(found.fresh(offer, now) for offer in found.offers.values()):
             return found.nobody() if now >= found.unmet_since + SILENCE else None
-        if found.able(now):
+        able = found.able(now)
+        if able and not found.live and all(offer.seat.free <= 0 for offer in able.values()):
+            return busy_holder(len({session[0] for session in able}), self._queue.before(channel, readers))
+        if able:
             return None
         return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
 
@@ -347,14 +375,19 @@ class Rounds:
         return live if live is not None and live.grant.grant == grant.grant else None
 
     def _step(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
+        return self._look(key, found, now) + self._deal(now)
+
+    def _look(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
+        """What the round wants done; its readers wait for their turns after that."""
         effects = self._go_on(key, found, now)
         found.due_at = found.due()
         return effects
 
     def _go_on(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
         found.stepped_at = now
-        for node, (order, _) in list(found.wants.items()):
-            if now >= order.until:
+        for node, reader in list(found.wants.items()):
+            reader.has = {number: at for number, at in reader.has.items() if at > now - LATE}
+            if now >= reader.order.until:
                 del found.wants[node]
         effects = self._again(found, now)
         if not found.wants:
@@ -372,10 +405,12 @@ class Rounds:
                 return effects
             found.window_end = None
         lacking = needed
-        if now >= found.pause_until:
-            proposals, lacking = self._assign(key, found, needed, now)
-            if proposals:
-                effects.append(Propose(proposals))
+        if found.opening is not None:
+            lacking = [number for number in needed if not found.able(now, number)]
+            offered = set(needed).difference(lacking)
+            for node, reader in found.wants.items() if offered and now >= found.pause_until else ():
+                if not offered.isdisjoint(found.window(reader, now)):
+                    self._queue.put(key[0], node, key[1])
         return effects + self._seek(key, found, lacking, now)
 
     def _again(self, found: Round, now: float) -> list[Effect]:
@@ -386,41 +421,133 @@ class Rounds:
                 effects.append(SendGrant(live.grant, found.opening))
         return effects
 
-    def _assign(
-        self, key: tuple[str, bytes], found: Round, needed: list[int], now: float
-    ) -> tuple[tuple[Proposal, ...], list[int]]:
-        """Proposals for what somebody can upload now, and the objects that nobody offers at all."""
-        if found.opening is None:
-            return (), needed
-        geometry = Geometry(found.opening.length, found.lock)
+    def _full(self, channel: str, over: Sequence[tuple[GrantOutcome, Claim]], now: float) -> Effect:
+        """The quota refused these, in turn: the channel is tight for a while, and room is asked for."""
+        room = self._rooms.get(channel)
+        if room is None:
+            room = self._rooms[channel] = Room()
+        room.tight_until, room.pause_until, room.allow = now + TIGHT, now + ROOM_PAUSE, 1
+        room.short = over[0][0].short
+        wish = room.short + sum(outcome.proposal.size for outcome, _ in over[1:])
+        need, head = 0, None
+        for outcome, claim in over:
+            if claim.head is not None:
+                need, head = outcome.short, self._waiting(channel, claim.head, now)
+                break
+        stalled = tuple(
+            Front(node, stream)
+            for (name, stream), found in self._rounds.items()
+            if name == channel
+            for node in found.stalled(now)
+        )
+        room.plea = MakeRoom(channel, need, wish, head, stalled)
+        return room.plea
+
+    def _waiting(self, channel: str, head: Front, now: float) -> Front:
+        """The front, with how long its reader has waited for room now."""
+        found = self._rounds.get((channel, head.stream))
+        reader = None if found is None else found.wants.get(head.node)
+        if reader is None:
+            return head
+        reader.waits_since = now if reader.waits_since is None else reader.waits_since
+        return Front(head.node, head.stream, now - reader.waits_since)
+
+    def _unclaim(self, found: Round, number: int) -> Claim | None:
+        claim = found.proposed.pop(number, None)
+        if claim is not None:
+            claim.seat.reserved -= 1
+        return claim
+
+    def _deal(self, now: float) -> list[Effect]:
+        """Proposals in turn, as far as there are free upload slots. In a channel without room only few, those at the
+        front of a reader first: whoever has something to read or on its way can wait for more."""
+        self._deal_at = None
+        if not any(seat.free > 0 for seat in self._seats.values()):
+            return []
         proposals: list[Proposal] = []
-        lacking: list[int] = []
-        for number in needed[:MAX_OBJECTS]:
+        probes = PROBES
+        allowed = {channel: room.allow for channel, room in self._rooms.items() if now < room.tight_until}
+        closed = {channel for channel, room in self._rooms.items() if now < room.pause_until}
+        for fronts in (True, False) if allowed else (False,):
+            passed: set[tuple[str, str]] = set()
+            while probes > 0 and (turn := self._queue.turn(closed, passed, PROBED)) is not None:
+                probes -= len(turn.streams)
+                proposal = self._take(turn, now, fronts=fronts and turn.channel in allowed)
+                if proposal is None:
+                    passed.add((turn.channel, turn.node))
+                    continue
+                proposals.append(proposal)
+                allowed[turn.channel] = allowed.get(turn.channel, PROBES) - 1
+                if allowed[turn.channel] <= 0:
+                    closed.add(turn.channel)
+        if probes <= 0:
+            self._deal_at = now + MORE
+        return [Propose(tuple(proposals))] if proposals else []
+
+    def _take(self, turn: Turn, now: float, *, fronts: bool) -> Proposal | None:
+        """The next object for the node whose turn it is; ``fronts``: only one that it needs first."""
+        for place, stream in enumerate(turn.streams):
+            found = self._rounds.get((turn.channel, stream))
+            proposal, waits = (None, False) if found is None else self._pick(turn, stream, found, now, fronts)
+            if not waits:
+                self._queue.drop(turn.channel, turn.node, stream)
+            if proposal is not None:
+                self._queue.rotate(turn, turn.streams[: place + 1])
+                return proposal
+        self._queue.rotate(turn, turn.streams)
+        return None
+
+    def _pick(self, turn: Turn, stream: bytes, found: Round, now: float, fronts: bool) -> tuple[Proposal | None, bool]:
+        """The next object of one stream for the node, and whether the node waits for more of it."""
+        reader = found.wants.get(turn.node)
+        if reader is None or found.opening is None or found.window_end is not None or now < found.pause_until:
+            return None, False
+        waits = False
+        for rank, number in enumerate(found.window(reader, now)):
+            if number in found.proposed:
+                waits = True  # it keeps its place until the ledger has judged
+                continue
+            if number in reader.has or number in found.ready or number in found.live:
+                continue
             able = found.able(now, number)
-            if not able:
-                lacking.append(number)
-                continue
-            free = {s: o for s, o in able.items() if o.slots > o.reserved}
-            name = object_key("", found.lock.id, StreamId(key[1]), number)
-            nodes = {s[0] for s in free}
-            node = choose(name, [(n, weight(self._uplinks.get(n))) for n in nodes])
-            if node is None:
-                continue
-            session = max((s for s in free if s[0] == node), key=lambda s: (free[s].slots - free[s].reserved, s))
-            free[session].reserved += 1
-            found.proposed[number] = session
-            size = geometry.object_length(number)
-            proposals.append(
-                Proposal(
-                    ref=ObjectRef(key[0], found.lock.id, key[1], number),
-                    grant=self._token(),
-                    node=session[0],
-                    session=session[1],
-                    size=size,
-                    lease_until=now + self._settings.lease + size / 100e6,
-                )
-            )
-        return tuple(proposals), lacking
+            waits = waits or bool(able)
+            free = {session: offer.seat for session, offer in able.items() if offer.seat.free > 0}
+            if fronts and rank > 0:
+                break
+            if free:
+                head = Front(turn.node, stream) if rank == 0 else None
+                return self._claim(turn, stream, found, number, free, head, now), True
+        return None, waits
+
+    def _claim(
+        self,
+        turn: Turn,
+        stream: bytes,
+        found: Round,
+        number: int,
+        free: dict[Session, Seat],
+        head: Front | None,
+        now: float,
+    ) -> Proposal | None:
+        assert found.opening is not None
+        name = object_key("", found.lock.id, StreamId(stream), number)
+        node = choose(name, [(n, weight(self._uplinks.get(n))) for n in {session[0] for session in free}])
+        if node is None:
+            return None
+        session = max((s for s in free if s[0] == node), key=lambda s: (free[s].free, s))
+        size = Geometry(found.opening.length, found.lock).object_length(number)
+        together = {n for n, reader in found.wants.items() if number in found.window(reader, now)}
+        bill = self._queue.charge(turn, together, size)
+        free[session].reserved += 1
+        found.proposed[number] = Claim(free[session], bill, head)
+        return Proposal(
+            ref=ObjectRef(turn.channel, found.lock.id, stream, number),
+            grant=self._token(),
+            node=session[0],
+            session=session[1],
+            size=size,
+            lease_until=now + self._settings.lease + size / 100e6,
+        )
 
     def _seek(self, key: tuple[str, bytes], found: Round, lacking: list[int], now: float) -> list[Effect]:
         settings = self._settings

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from entrepot.core.errors import Conflict, Internal
+from entrepot_hub.core.eviction import measured
 from entrepot_hub.core.ledger import (
     LIVE,
     Found,
@@ -33,10 +34,12 @@ STRIKE_WINDOW = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a look into the bucket changes: the object's record and those of its grants that are new."""
+    """What a look into the bucket changes: the object's record and those of its grants that are new. ``cost``: what the
+    upload of an object that has arrived cost."""
 
     record: ObjectRecord
     grants: tuple[GrantRecord, ...] = ()
+    cost: float | None = None
 
 
 def nothing(ref: ObjectRef) -> ObjectRecord:
@@ -146,7 +149,6 @@ def absent(record: ObjectRecord) -> ObjectRecord:
         size=0,
         digest=None,
         etag=None,
-        visited=False,
         uploader=None,
     )
 
@@ -202,10 +204,9 @@ def settled(
         etag=found.etag,
         tombstone=False,
         used_at=now,
-        visited=False,
         uploader=match.node,
     )
-    return Settlement(ready, tuple(ended))
+    return Settlement(ready, tuple(ended), measured(now - match.accepted_at))
 
 
 def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> ObjectRecord | None:
@@ -219,7 +220,6 @@ def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> Object
         digest=found.digest,
         etag=found.etag,
         used_at=now,
-        visited=False,
         uploader=None,
     )
 

@@ -19,6 +19,7 @@ from entrepot.core.invite import Invite as InviteUrl
 from entrepot.core.lock import SchemaLock
 from entrepot.core.nkeys import KeyKind, decode_public
 from entrepot_hub.core.members import Channel, Invite, Member, Node, Rights, check_channel_name
+from entrepot_hub.services.custody import key_view, safe_at
 from entrepot_hub.services.desk import Desk, Operation, Request, View
 
 if TYPE_CHECKING:  # a command that asks a running hub has no use for a database
@@ -38,7 +39,8 @@ class Nothing(Request, frozen=True, kw_only=True):
 
 class ChannelCreate(Request, frozen=True, kw_only=True):
     """A new channel; sizes in bytes, ``object`` 0 for whole streams. ``credentials``: the bucket's keys, a
-    secret. ``if_missing``: one of this name on this bucket is what was asked for, however it was made."""
+    secret. ``create_bucket``: make the bucket if it is missing. ``if_missing``: one of this name on this bucket is what
+    was asked for, however it was made."""
 
     name: Name
     bucket: Text
@@ -47,10 +49,15 @@ class ChannelCreate(Request, frozen=True, kw_only=True):
     object: Size = 4 << 20
     public_read: bool = False
     credentials: Annotated[str, msgspec.Meta(max_length=32768)] | None = None
+    create_bucket: bool = False
     if_missing: bool = False
 
     def __repr__(self) -> str:
         return f"ChannelCreate({self.name}, {self.bucket}, credentials={'***' if self.credentials else None})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Struct has one of its own, which shows every field, and rich prefers it to repr.
+        return [("name", self.name), ("bucket", self.bucket)]
 
 
 class ChannelNamed(Request, frozen=True, kw_only=True):
@@ -206,7 +213,7 @@ class Administration:
         known = await self._registry.channels()
         there = next((channel for channel in known if channel.name == asked.name), None)
         if there is not None:
-            same = (there.bucket.url, there.bucket.prefix) == (url, prefix)
+            same = self._same_place(there.bucket.url, url)
             if asked.if_missing and same:
                 return _made_channel(there, made=False)
             raise Conflict(
@@ -214,12 +221,18 @@ class Administration:
                 kind="exists",
                 channel=asked.name,
             )
-        shared = next((channel.bucket for channel in known if channel.bucket.url == url), None)
+        shared = next((channel.bucket for channel in known if self._same_place(channel.bucket.url, url)), None)
+        if shared is not None:
+            url = shared.url  # what its keys are sealed for
         sealed = None if asked.credentials is None else self._vault.seal(url, asked.credentials.encode())
+        if sealed is not None and shared is not None and self._vault.same(url, sealed, shared.credentials):
+            sealed = None  # the keys that it has
+        label = None if sealed is None else self._vault.credentials(url, sealed).label
         if shared is not None and sealed is None:
             binds = dict(shared.binds)
         else:
-            binds = await self._vault.survey(url, sealed)
+            create = asked.create_bucket or self._vault.creates(asked.bucket)
+            binds = await self._vault.survey(url, sealed, create=create)
         channel = await self._registry.create_channel(
             asked.name,
             quota=asked.quota,
@@ -227,6 +240,8 @@ class Administration:
             bucket=url,
             prefix=prefix,
             credentials=sealed,
+            label=label,
+            safe_at=safe_at(self._clock()),
             binds=binds,
             public_read=asked.public_read,
             now=self._clock(),
@@ -235,6 +250,10 @@ class Administration:
         await self._changes.on_channel(channel.name)
         return _made_channel(channel, made=True)
 
+    def _same_place(self, known: str, url: str) -> bool:
+        """Whether a known bucket is at ``url``, also one whose URL was written down as somebody spelled it."""
+        return known == url or self._vault.locate(known)[0] == url
+
     async def list_channels(self, _asked: Nothing, _actor: str = ADMIN) -> list[ChannelView]:
         """All channels, by name."""
         return [_channel_view(channel) for channel in await self._registry.channels()]
@@ -242,8 +261,10 @@ class Administration:
     async def show_channel(self, asked: ChannelNamed, _actor: str = ADMIN) -> ChannelDetail:
         """One channel with its members and invites. NotFound (``no-such-channel``)."""
         channel = await self._registry.channel(asked.name)
+        keys = await self._registry.bucket_keys(channel.bucket.id)
         return ChannelDetail(
             channel=_channel_view(channel),
+            key=next((key_view(key) for key in keys if key.retired_at is None), None),
             members=[_member_view(member) for member in await self._registry.members(asked.name)],
             invites=[_invite_view(invite) for invite in await self._registry.invites(asked.name)],
         )
@@ -351,9 +372,7 @@ def _asked[R: Request, A](
 
 #: Channels, members, nodes and the hub itself.
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
-    "channel.create": Operation(ChannelCreate, MadeChannel, _asked(Administration.create_channel)),
     "channel.list": Operation(Nothing, list[ChannelView], _asked(Administration.list_channels)),
-    "channel.show": Operation(ChannelNamed, ChannelDetail, _asked(Administration.show_channel)),
     "channel.invite": Operation(InviteCreate, NewInvite, _asked(Administration.create_invite)),
     "channel.grant": Operation(MemberGrant, MemberView, _asked(Administration.grant)),
     "channel.revoke": Operation(MemberRevoke, MemberView, _asked(Administration.revoke)),

@@ -18,11 +18,23 @@ from entrepot.core.identifiers import Opening
 from entrepot.core.messages import MAX_OBJECTS, Grant, Message, ObjectState, Seek, State
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
-from entrepot_hub.core.ledger import GrantRecord, GrantStatus, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView
-from entrepot_hub.core.rounds import Rounds
+from entrepot_hub.core.ledger import (
+    GrantRecord,
+    GrantStatus,
+    Ledger,
+    ObjectRecord,
+    ObjectRef,
+    ObjectStatus,
+    ObjectView,
+    Proposal,
+)
+from entrepot_hub.core.limits import WORDS
+from entrepot_hub.core.rounds import ROOM_PAUSE, Rounds
 from entrepot_hub.core.transitions import STRIKE_WINDOW
+from entrepot_hub.core.wishes import Front
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels, OpenChannel
+from entrepot_hub.services.metering import Metering
 from entrepot_hub.services.urls import ReadUrls
 
 type Publish = Callable[[str, Message], None]
@@ -30,6 +42,8 @@ type Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 #: A reporter with so many strikes in an hour has nothing looked into for that long.
 STRIKES = 3
+#: Streams of which it is remembered that a limit keeps them from being uploaded.
+_REFUSALS = 10_000
 
 
 class Arbiter:
@@ -44,6 +58,7 @@ class Arbiter:
         ledger: Ledger,
         channels: Channels,
         keeper: BucketKeeper,
+        metering: Metering,
         rounds: Rounds,
         settings: ExchangeSettings,
         clock: Callable[[], float],
@@ -53,6 +68,7 @@ class Arbiter:
         self.instance = instance
         self.rounds = rounds
         self.settings = settings
+        self.metering = metering
         self.woken = asyncio.Event()
         self._database = database
         self._ledger = ledger
@@ -61,9 +77,10 @@ class Arbiter:
         self._clock = clock
         self._publish = publish
         self._spawn = spawn
-        self._urls = ReadUrls(clock, settings.get_url)
+        self._urls = ReadUrls(clock, settings.get_url, metering)
         self._mute: dict[tuple[str, str], float] = {}
         self._making_room: set[str] = set()
+        self._refusals: dict[tuple[str, bytes], tuple[EntrepotError, float]] = {}
 
     async def restore(self) -> None:
         """Begin the rounds of all wants that the ledger kept, after a start."""
@@ -155,6 +172,7 @@ class Arbiter:
                     self._send_seek(effect)
                 case Propose(proposals):
                     try:
+                        proposals = await self._within_limits(proposals)
                         outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
                     except BaseException:
                         self.rounds.unjudged(proposals, self._clock())
@@ -169,27 +187,90 @@ class Arbiter:
                     await self._database.call(self._ledger.learn, name, stream, opening)
                     lock = (await self._channels.channel(name)).lock
                     self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
-                case MakeRoom(name, short):
-                    self._spawn(self._make_room(name, short))
+                case MakeRoom():
+                    self._spawn(self._make_room(effect))
+
+    async def _within_limits(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
+        """What limits and budget let pass. The rest is proposed again later, and to other nodes where only one node
+        has used up what it may."""
+        ref = proposals[0].ref
+        opening = await self._opening_where_limited(ref)
+        refused = await self.metering.refused(proposals, None if opening is None else opening.length)
+        if not refused:
+            self._refusals.pop((ref.channel, ref.stream), None)
+            return proposals
+        now = self._clock()
+        for each in refused:
+            pause = ROOM_PAUSE * 20 if each.nobody else self.settings.exclusion
+            if len(self._refusals) >= _REFUSALS:
+                self._refusals.clear()
+            self._refusals[ref.channel, ref.stream] = (each.error, now + pause)
+            if not each.nobody:
+                self.rounds.excluded(ref.channel, ref.stream, each.proposal.node, now)
+        gone = [each.proposal for each in refused]
+        self.rounds.unjudged(gone, now)
+        if any(each.nobody and each.error.data.get("limit") == WORDS["objects"] for each in refused):
+            # A cache that is full by number makes room as one that is full by bytes does.
+            need = sum(proposal.size for proposal in gone)
+            self._spawn(self._make_room(MakeRoom(ref.channel, need, need)))
+        return tuple(proposal for proposal in proposals if proposal not in gone)
+
+    async def _opening_where_limited(self, ref: ObjectRef) -> Opening | None:
+        limits = (await self.metering.standing(ref.channel)).limits.values()
+        if all(each.stream is None for each in limits):
+            return None
+        return await self._database.call(self._ledger.opening, ref.channel, ref.stream)
+
+    def refusal(self, channel: str, stream: bytes, now: float) -> EntrepotError | None:
+        """Which limit keeps a stream from being uploaded now, if one does."""
+        error, until = self._refusals.get((channel, stream), (None, 0.0))
+        return error if now < until else None
+
+    async def within_quota(self) -> int:
+        """Have objects leave where a channel holds more than its quota, which was lowered; in how many channels."""
+        over = 0
+        for name in await self._channels.names():
+            usage = await self._database.call(self._ledger.usage, name)
+            if usage.charged > usage.quota:
+                over += 1
+                need = usage.charged - usage.quota
+                self._spawn(self._make_room(MakeRoom(name, need, need)))
+        return over
 
     def views(self, refs: Sequence[ObjectRef]) -> list[ObjectView]:
         """How the ledger sees these objects; for :meth:`Database.together`."""
         return [self._ledger.view(ref) for ref in refs]
 
-    async def _make_room(self, name: str, short: int) -> None:
+    async def _make_room(self, plea: MakeRoom) -> None:
+        name = plea.channel
         if name in self._making_room:
             return
         self._making_room.add(name)
         try:
-            gone = await self._keeper.make_room(name, short)
+            gone = await self._evict(name, 0, plea.wish, None, ())
+            short = plea.need - sum(record.size for record in gone)
+            lacked = await self._evict(name, short, 0, plea.head, plea.stalled) if short > 0 else []
         finally:
             self._making_room.discard(name)
         effects: list[Effect] = []
-        for ref in gone:
-            effects += self.rounds.vanished(ref, self._clock())
-        if gone:
-            effects += self.rounds.roomier(name, self._clock())
+        for record in gone:
+            effects += self.rounds.vanished(record.ref, self._clock(), lacked=False)
+        for record in lacked:
+            effects += self.rounds.vanished(record.ref, self._clock())
+        if gone or lacked:
+            effects += self.rounds.roomier(name, self._clock(), len(gone) + len(lacked))
         await self.perform(effects)
+
+    async def _evict(
+        self, channel: str, need: int, wish: int, head: Front | None, stalled: Sequence[Front]
+    ) -> list[ObjectRecord]:
+        """Have objects leave the bucket; those that left, as they were."""
+        choose = partial(self._ledger.evict_begin, wish=wish, head=head, stalled=stalled)
+        leaving = await self._database.call(choose, channel, need, self._clock(), self.settings.put_grace)
+        async with asyncio.TaskGroup() as group:
+            for record in leaving:
+                group.create_task(self._keeper.finish(record))
+        return leaving
 
     async def _after(self, grant: GrantRecord, error: EntrepotError) -> None:
         """A grant ended in the ledger already: look whether its object is there all the same."""
@@ -235,20 +316,31 @@ class Arbiter:
             return
         channel = await self._channels.channel(views[0].record.ref.channel)
         until = now + self.settings.read_lease
-        for view in views:
+        if await self.metering.may_read(channel.name) is not None:
+            # Nothing is signed for anybody: readers hear why when they ask next.
+            views = [view for view in views if view.record.status is not ObjectStatus.READY]
+        states: list[ObjectState] = []
+        for view in views[:MAX_OBJECTS]:
+            nodes: tuple[str, ...] = ()
             if view.record.status is ObjectStatus.READY:
-                nodes = self.rounds.interested(view.record.ref, now)
-                if nodes:
-                    await self._database.call(self._ledger.lend, [view.record.ref], nodes, until, now)
-        states = tuple([await self.state(channel, view) for view in views[:MAX_OBJECTS]])
+                asked = self.rounds.interested(view.record.ref, now)
+                nodes = tuple([node for node in asked if await self.metering.may_read(channel.name, node) is None])
+                if asked and not nodes:
+                    continue  # whoever waits for it may read no more, and hears why when it asks next
+            # Signed at once after the check, so that announcements side by side do not all pass it.
+            states.append(await self.state(channel, view, nodes))
+            if nodes:
+                await self._database.call(self._ledger.lend, [view.record.ref], nodes, until, now)
+        if not states:
+            return
         ref = views[0].record.ref
-        self._tell(channel.name, State(lock=ref.lock, stream=ref.stream, objects=states))
+        self._tell(channel.name, State(lock=ref.lock, stream=ref.stream, objects=tuple(states)))
 
-    async def state(self, channel: OpenChannel, view: ObjectView) -> ObjectState:
-        """An object as readers are told of it, with a signed GET when it is ready."""
+    async def state(self, channel: OpenChannel, view: ObjectView, readers: Sequence[str] = ()) -> ObjectState:
+        """An object as ``readers`` are told of it, with a signed GET when it is ready."""
         record = view.record
         if record.status is ObjectStatus.READY:
-            get = await self._urls.get(channel, record)
+            get = await self._urls.get(channel, record, readers)
             return ObjectState(number=record.ref.number, state="ready", length=record.size, etag=record.etag, get=get)
         if view.grant is not None and view.grant.status is GrantStatus.ACCEPTED:
             return ObjectState(

@@ -24,6 +24,7 @@ from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import Found, Ledger, ObjectRecord, ObjectRef, ObjectStatus, ObjectView, may_land
 from entrepot_hub.services.channels import Channels, OpenChannel
+from entrepot_hub.services.metering import Metering
 
 #: A key that changes under the hub's hands is met again so often before it is left to the next sweep.
 _LOOKS = 5
@@ -57,13 +58,20 @@ class BucketKeeper:
         channels: Channels,
         settings: ExchangeSettings,
         clock: Callable[[], float],
+        metering: Metering | None = None,
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._channels = channels
         self._settings = settings
         self._clock = clock
+        self._metering = metering
         self._turns: WeakValueDictionary[ObjectRef, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def settings(self) -> ExchangeSettings:
+        """The settings of the exchange."""
+        return self._settings
 
     @property
     def grace(self) -> float:
@@ -177,7 +185,10 @@ class BucketKeeper:
         for _ in range(_LOOKS):
             head = await channel.bucket.head(key)
             found = None if head is None else self._found(channel, head)
-            view = await self._database.call(self._ledger.settle, ref, found, self._clock(), grace)
+            now = self._clock()
+            view = await self._database.call(self._ledger.settle, ref, found, now, grace)
+            if self._metering is not None and view is not None and _made_ready(view.record, now):
+                self._metering.arrived(view.record)
             if view is None:
                 assert found is not None
                 with suppress(Conflict):  # it changed under our hands
@@ -251,6 +262,8 @@ class BucketKeeper:
                 tombstone = tombstone or (head is not None and head.length > 0)
                 continue
             await self._database.call(self._ledger.evict_end, record.ref, tombstone, self._clock())
+            if self._metering is not None:
+                self._metering.evicted(record)
             return
         raise _restless(key)
 
@@ -262,6 +275,11 @@ class BucketKeeper:
             with suppress(Conflict):  # it changed under our hands
                 await channel.bucket.delete(key, head.etag)
         raise _restless(key)
+
+
+def _made_ready(record: ObjectRecord, now: float) -> bool:
+    """Whether the look at ``now`` is the one that found the object: a later one leaves ``used_at`` as it is."""
+    return record.status is ObjectStatus.READY and record.used_at == now
 
 
 def _restless(key: str) -> RetryLater:

@@ -17,9 +17,11 @@ from entrepot.core.identifiers import StreamId
 from entrepot.core.keys import object_key
 from entrepot.core.lock import SchemaLock
 from entrepot_hub.adapters.buckets import Bucket
+from entrepot_hub.adapters.buckets.rekeyed import RekeyedBucket
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.core.ledger import ObjectRef
 from entrepot_hub.core.members import Channel, Member
+from entrepot_hub.core.sealing import same_secret
 
 type OpenBucket = Callable[[Channel], Awaitable[Bucket]]
 
@@ -43,6 +45,12 @@ class OpenChannel:
     def name(self) -> str:
         """The channel's name."""
         return self.record.name
+
+    @property
+    def edition(self) -> int:
+        """Counts the changes of the bucket's keys since it was opened: what another edition signed is not handed out
+        any more."""
+        return self.bucket.edition if isinstance(self.bucket, RekeyedBucket) else 0
 
     @property
     def lock(self) -> SchemaLock:
@@ -72,6 +80,7 @@ class Channels:
         self._members: dict[tuple[str, str], tuple[float, Member | None]] = {}
         self._counts: dict[str, tuple[float, int]] = {}
         self._buckets: dict[int, Bucket] = {}
+        self._credentials: dict[int, bytes | None] = {}
         self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -161,9 +170,20 @@ class Channels:
             self._counts.pop(channel, None)
 
     async def _bucket(self, record: Channel) -> Bucket:
+        """The channel's bucket, opened with the keys that the record has: all channels on it see new ones at once."""
+        bucket_id = record.bucket.id
         async with self._opening:
-            bucket = self._buckets.get(record.bucket.id)
+            bucket = self._buckets.get(bucket_id)
             if bucket is None:
                 bucket = await self._open_bucket(record)
-                self._buckets[record.bucket.id] = bucket
+                if not record.bucket.url.startswith("file:"):  # a folder has no keys
+                    bucket = RekeyedBucket(bucket)
+                self._buckets[bucket_id], self._credentials[bucket_id] = bucket, record.bucket.credentials
+            elif not same_secret(self._credentials[bucket_id], record.bucket.credentials):
+                # Which of the two is older? Whoever looked before a change may get here after it.
+                record = await self._registry.channel(record.name)
+                changed = not same_secret(self._credentials[bucket_id], record.bucket.credentials)
+                if changed and isinstance(bucket, RekeyedBucket):
+                    await bucket.replace(await self._open_bucket(record))
+                    self._credentials[bucket_id] = record.bucket.credentials
             return bucket

@@ -24,6 +24,7 @@ from entrepot.core.messages import (
     Done,
     Got,
     Missing,
+    ObjectState,
     Offer,
     Open,
     OpenReply,
@@ -40,6 +41,7 @@ from entrepot_hub.core.ledger import (
     Ledger,
     ObjectRef,
     ObjectStatus,
+    ObjectView,
     WantOrder,
 )
 from entrepot_hub.core.members import Member
@@ -55,6 +57,8 @@ HOLDER_NEWS = 60.0
 PROGRESS_NEWS = 0.25
 #: Streams that one node wants of one channel at once.
 WANTS = 1024
+#: Milliseconds after which a reader that may read no more asks again: a limit may have been raised.
+_LIMIT_AGAIN = 5000
 #: So much of what a holder says of its failure is passed on to readers.
 _TOLD = 200
 
@@ -110,6 +114,9 @@ class Exchange:
             until=now + message.deadline / 1000,
             keep=message.keep,
         )
+        refusal = await self._arbiter.metering.may_read(channel.name, order.node)
+        if refusal is not None:
+            return await self._unreadable(channel, order, refusal)
         self._allow_want(order, now)
         opening = await self._database.call(self._ledger.opening, channel.name, message.stream)
         numbers = self._numbers(channel, opening, order.ranges, order.window)
@@ -123,11 +130,16 @@ class Exchange:
         members = await self._channels.size(channel.name)
         effects = self._rounds.wanted(order, channel.lock, view.opening, view.objects, holders, members, now)
         self._spawn(self._arbiter.perform(effects))
-        reason = self._rounds.reason(channel.name, message.stream, now)
-        states = [await self._arbiter.state(channel, each) for each in view.objects]
+        reason = self._rounds.reason(channel.name, message.stream, now, order.node)
+        states, over = await self._readable(channel, order.node, view.objects)
         unmet = any(state.state != "ready" for state in states) or view.opening is None
         again = self._settings.read_lease / 2  # in time to renew the leases
         if unmet:
+            limit = self._arbiter.refusal(channel.name, message.stream, now)
+            if isinstance(limit, Denied):  # no waiting mends it
+                await self._unwant(order.channel, order.stream, order.node)
+                raise limit
+            reason = over or limit or reason
             again = self._settings.again
             if self._rounds.quiet(channel.name, message.stream, now):
                 again = self._patience(order, now)
@@ -153,9 +165,7 @@ class Exchange:
     async def cancel(self, channel: OpenChannel, member: Member, message: Cancel) -> Ack:
         """The node no longer wants the stream."""
         self._check_lock(channel, message.lock)
-        await self._database.call(self._ledger.unwant, channel.name, message.stream, member.node.public)
-        self._wanted.get((channel.name, member.node.public), {}).pop(message.stream, None)
-        self._rounds.unwanted(channel.name, message.stream, member.node.public)
+        await self._unwant(channel.name, message.stream, member.node.public)
         return Ack()
 
     async def missing(self, channel: OpenChannel, member: Member, message: Missing) -> Ack:
@@ -325,10 +335,47 @@ class Exchange:
                 kind="no-right",
                 hint="Ask the channel's owner for the right to request.",
             )
+        node = member.node.public
+        refusal = await self._arbiter.metering.may_read(channel.name, node)
+        if refusal is not None:
+            return WantReply(opening=opening.encode(), again_in=_LIMIT_AGAIN, reason=reason_of(refusal))
         until = now + self._settings.read_lease
-        await self._database.call(self._ledger.lend, refs, [member.node.public], until, now)
-        states = tuple([await self._arbiter.state(channel, view) for view in views])
-        return WantReply(opening=opening.encode(), objects=states, again_in=int(self._settings.read_lease * 500))
+        await self._database.call(self._ledger.lend, refs, [node], until, now)
+        states, over = await self._readable(channel, node, views)
+        return WantReply(
+            opening=opening.encode(),
+            objects=tuple(states),
+            again_in=int(self._settings.read_lease * 500) if over is None else _LIMIT_AGAIN,
+            reason=None if over is None else reason_of(over),
+        )
+
+    async def _readable(
+        self, channel: OpenChannel, node: str, views: Sequence[ObjectView]
+    ) -> tuple[list[ObjectState], EntrepotError | None]:
+        """The objects as this node is told of them: signed one by one until it may read no more, and why it may not."""
+        states: list[ObjectState] = []
+        refusal = None
+        for view in views:
+            if view.record.status is ObjectStatus.READY:
+                refusal = refusal or await self._arbiter.metering.may_read(channel.name, node)
+                if refusal is not None:
+                    states.append(ObjectState(number=view.record.ref.number, state="seeking"))
+                    continue
+            states.append(await self._arbiter.state(channel, view, (node,)))
+        return states, refusal
+
+    async def _unreadable(self, channel: OpenChannel, order: WantOrder, refusal: EntrepotError) -> WantReply:
+        """The node may read no more now: nothing is uploaded for it, and it hears why, as often as it asks."""
+        await self._unwant(order.channel, order.stream, order.node)
+        opening = await self._database.call(self._ledger.opening, channel.name, order.stream)
+        return WantReply(
+            opening=None if opening is None else opening.encode(), again_in=_LIMIT_AGAIN, reason=reason_of(refusal)
+        )
+
+    async def _unwant(self, channel: str, stream: bytes, node: str) -> None:
+        await self._database.call(self._ledger.unwant, channel, stream, node)
+        self._wanted.get((channel, node), {}).pop(stream, None)
+        self._rounds.unwanted(channel, stream, node)
 
     def _numbers(
         self, channel: OpenChannel, opening: Opening | None, ranges: Sequence[tuple[int, int]], window: int

@@ -33,13 +33,15 @@ from entrepot_hub.services.administration import Administration
 from entrepot_hub.services.arbiter import Arbiter
 from entrepot_hub.services.background import Background
 from entrepot_hub.services.bucket_keeper import BucketKeeper
-from entrepot_hub.services.channels import Channels
+from entrepot_hub.services.custody import Custody
 from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.dispatcher import Dispatcher
 from entrepot_hub.services.exchange import Exchange
-from entrepot_hub.services.identity import database_url, load_identity, load_master
+from entrepot_hub.services.identity import database_url, load_identity, load_keys
+from entrepot_hub.services.metering import MeteredChannels, Metering
 from entrepot_hub.services.presence import Presence
 from entrepot_hub.services.reconciliation import Reconciler
+from entrepot_hub.services.rotation import finish_change
 from entrepot_hub.services.settings import HubSettings, Listen
 from entrepot_hub.services.vault import Vault
 from entrepot_hub.services.web.app import WebServer, admin_app, node_app
@@ -49,6 +51,7 @@ from entrepot_hub.services.web.health import Readiness
 _LAPSE = 0.25  # seconds between two looks for leases that are over
 _SWEEP = 30.0
 _SEEN = 60.0
+_QUOTA = 30.0  # between two looks for channels that hold more than a quota that was lowered
 _PRUNE = 300.0
 _DUE = 300.0  # seconds between two looks for buckets that are due to be compared with the ledger
 _HISTORY = 7 * 86_400.0  # for so long the ledger remembers what is over
@@ -133,17 +136,22 @@ class Hub:
 
     async def _start(self) -> None:
         settings, enter = self.settings, self._stack.enter_async_context
-        master = await asyncio.to_thread(load_master, settings, self._given)
-        identity = await asyncio.to_thread(load_identity, settings, master)
+        keys = await asyncio.to_thread(load_keys, settings, self._given)
+        identity = await asyncio.to_thread(load_identity, settings, keys)
         self._identity = identity
         database = await asyncio.to_thread(lambda: Database(database_url(settings)))
         self._database = await enter(database)
         await database.migrate()
-        registry = self._registry = Registry(database, master)
+        for told in await finish_change(settings, database, keys):
+            self._log.warning("master key", why=told)
+        registry = self._registry = Registry(database, keys)
         ledger = SqlLedger(database)
-        vault = Vault(master, identity.hub_public, settings.urls[0], time.time)
+        vault = Vault(keys, identity.hub_public, settings.urls[0], time.time)
+        metering = self._metering = Metering(database, time.time)
+        self._stack.push_async_callback(self._keep_counts)  # after all that counts has ended
         background = self._background = await enter(Background())
-        channels = self._channels = await enter(Channels(registry, lambda record: vault.open(record.bucket), time.time))
+        custody = Custody(registry, vault, time.time, f"hub {self.instance}")
+        channels = self._channels = await enter(MeteredChannels(registry, custody.open, time.time, metering))
         servers = await self._servers(identity)
         bus = self._bus = Bus(
             servers,
@@ -168,13 +176,14 @@ class Hub:
             grace=self._exchange_settings.disconnect_grace,
             revocations=lambda: self._accounts.revocations,
         )
-        keeper = BucketKeeper(database, ledger, channels, self._exchange_settings, time.time)
+        keeper = BucketKeeper(database, ledger, channels, self._exchange_settings, time.time, metering)
         arbiter = self._arbiter = Arbiter(
             instance=self.instance,
             database=database,
             ledger=ledger,
             channels=channels,
             keeper=keeper,
+            metering=metering,
             rounds=Rounds(self._exchange_settings, lambda: secrets.token_bytes(16)),
             settings=self._exchange_settings,
             clock=time.time,
@@ -205,6 +214,9 @@ class Hub:
         background.every(_SWEEP, arbiter.sweep)
         reconciler = Reconciler(database, ledger, channels, keeper, time.time, arbiter.mended)
         background.every(_DUE, lambda: reconciler.due(self.settings.limits.reconcile))
+        background.every(metering.settings.flush, metering.flush)
+        background.every(metering.settings.sample, metering.sample)
+        background.every(_QUOTA, arbiter.within_quota)
         background.every(_SEEN, self._note_seen)
         background.every(_PRUNE, lambda: database.call(ledger.prune, time.time() - _HISTORY))
 
@@ -238,7 +250,7 @@ class Hub:
             urls=settings.urls,
             clock=time.time,
             changes=self,
-            bus=lambda: self.settings.nats_told(self._nats_port),
+            bus=self._told_of_bus,
             checks=readiness.look,
         )
         context = WebContext(
@@ -286,6 +298,7 @@ class Hub:
     async def on_channel(self, channel: str) -> None:
         """A channel was made: open its bucket."""
         self._channels.forget(channel=channel)
+        await self._metering.sample_channel(channel)  # bytes stored count from now on
         await self._channels.channel(channel)
 
     # -- background -----------------------------------------------------------------------------------------------
@@ -308,6 +321,14 @@ class Hub:
                     await self._arbiter.woken.wait()
             except TimeoutError:
                 continue
+
+    async def _keep_counts(self) -> None:
+        await self._background.guard(self._metering.aclose())
+
+    def _told_of_bus(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where nodes are told to find NATS, and all that the admin should know."""
+        nats, warnings = self.settings.nats_told(self._nats_port)
+        return nats, warnings + self._metering.warnings()
 
     async def _note_seen(self) -> None:
         heard = self._presence.heard_since(time.time() - 2 * _SEEN)

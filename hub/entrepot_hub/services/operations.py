@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from entrepot_hub.services import administration, comparison
+from entrepot_hub.services import administration, comparison, custody, diagnosis, pins, rotation, usage
 from entrepot_hub.services.desk import Operation
 
 #: One table of all tables.
 OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
     **administration.OPERATIONS,
     **comparison.OPERATIONS,
+    **custody.OPERATIONS,
+    **diagnosis.OPERATIONS,
+    **pins.OPERATIONS,
+    **rotation.OPERATIONS,
+    **usage.OPERATIONS,
 }

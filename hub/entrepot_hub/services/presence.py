@@ -54,8 +54,10 @@ class Presence:
         self._heard[node] = self._clock()
 
     def heard_since(self, moment: float) -> dict[str, float]:
-        """When each node was last heard, for those heard after ``moment`` (unix seconds)."""
-        return {node: at for node, at in self._heard.items() if at > moment}
+        """When each node was last heard, for those heard after ``moment`` (unix seconds). One that is connected,
+        however quiet, is heard now."""
+        heard = {node: at for node, at in self._heard.items() if at > moment}
+        return heard | dict.fromkeys((node for node, _ in self._connections), self._clock())
 
     def happened(self, event: ConnectionEvent) -> None:
         """A connection began or ended."""

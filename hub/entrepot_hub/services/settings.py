@@ -23,6 +23,7 @@ SOCKET_NAME: Final = "hub.sock"
 DATABASE_NAME: Final = "hub.db"
 MASTER_NAME: Final = "master.key"
 IDENTITY_NAME: Final = "identity.sealed"
+CHANGE_NAME: Final = "master.change"
 
 _MAX_FILE: Final = 65536
 _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from entrepot.core.messages import Signed
 from entrepot_hub.adapters.buckets import SignedRequest
 from entrepot_hub.core.ledger import ObjectRecord, ObjectRef
 from entrepot_hub.services.channels import OpenChannel
+from entrepot_hub.services.metering import Metering
 
 
 def as_message(request: SignedRequest, now: float) -> Signed:
@@ -20,20 +21,23 @@ def as_message(request: SignedRequest, now: float) -> Signed:
 class ReadUrls:
     """The shared signed GET of every object in use. At most ``most`` are kept."""
 
-    def __init__(self, clock: Callable[[], float], life: float, most: int = 20_000) -> None:
+    def __init__(self, clock: Callable[[], float], life: float, metering: Metering, most: int = 20_000) -> None:
         self._clock = clock
+        self._metering = metering
         self._life = life
         self._most = most
-        self._kept: OrderedDict[tuple[ObjectRef, str | None], SignedRequest] = OrderedDict()
+        self._kept: OrderedDict[tuple[ObjectRef, str | None, int], SignedRequest] = OrderedDict()
 
-    async def get(self, channel: OpenChannel, record: ObjectRecord) -> Signed:
-        """A GET of the object, good for at least half of the full life."""
+    async def get(self, channel: OpenChannel, record: ObjectRecord, readers: Iterable[str] = ()) -> Signed:
+        """A GET of the object, good for at least half of the full life. ``readers``: the nodes that are told."""
         now = self._clock()
-        key = (record.ref, record.etag)
+        key = (record.ref, record.etag, channel.edition)
         kept = self._kept.get(key)
         if kept is None or kept.expires_at < now + self._life / 2:
             kept = await channel.bucket.sign_get(channel.key(record.ref), record.etag, int(self._life))
             self._kept[key] = kept
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
+        for node in readers:
+            self._metering.told(record, node, kept.expires_at)
         return as_message(kept, now)

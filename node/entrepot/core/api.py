@@ -184,12 +184,44 @@ class NewInvite(Answer, frozen=True, kw_only=True):
         return f"NewInvite({self.invite!r}, url=***)"
 
 
+class KeyView(Answer, frozen=True, kw_only=True):
+    """A key of a bucket, without the key: ``label`` is the part that is no secret (an access key's id, a service
+    account's address). ``set_by``: a node's public key, a word for the admin, "" for unknown. ``safe_at``: until then a
+    retired one has to stay valid at the provider."""
+
+    label: Text
+    set_at: float
+    set_by: Text
+    used_at: float | None = None
+    retired_at: float | None = None
+    safe_at: float | None = None
+
+
+class LimitView(Answer, frozen=True, kw_only=True):
+    """What a channel (``node`` ""), each node ("*") or one node may use at most, None for no limit, and what is used:
+    bytes ``up`` and ``down`` today (UTC), objects ``held``, as far as that is known. ``budget``: money per month."""
+
+    node: Text
+    name: Text
+    day_up: int | None = None
+    day_down: int | None = None
+    objects: int | None = None
+    stream: int | None = None
+    budget: Text | None = None
+    up: int | None = None
+    down: int | None = None
+    held: int | None = None
+
+
 class ChannelDetail(Answer, frozen=True, kw_only=True):
-    """A channel with its members and invites."""
+    """A channel with its members and invites. ``key``: what its bucket is opened with, where it needs keys and they
+    were noted. ``limits``: where the admin asks."""
 
     channel: ChannelView
     members: list[MemberView]
     invites: list[InviteView]
+    key: KeyView | None = None
+    limits: list[LimitView] = []
 
 
 class Fault(Answer, frozen=True, kw_only=True):

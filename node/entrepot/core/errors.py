@@ -109,6 +109,7 @@ KINDS: Mapping[str, type[EntrepotError]] = {
     "expired": Denied,
     "bad-invite": Denied,
     "unreadable": Denied,  # the operating system refuses the file
+    "too-large": Denied,  # a stream larger than the channel lets pass
     # conflict
     "conflict": Conflict,
     "exists": Conflict,
@@ -124,6 +125,8 @@ KINDS: Mapping[str, type[EntrepotError]] = {
     "bus-unreachable": RetryLater,
     "bucket-unreachable": RetryLater,
     "over-quota": RetryLater,
+    "over-limit": RetryLater,  # a channel or node used up what it may use, of a day or at once
+    "over-budget": RetryLater,  # the channel's money for this month is used up
     "holder-too-slow": RetryLater,
     "deadline": RetryLater,
     "busy": RetryLater,

@@ -43,6 +43,13 @@ class World:
             registry = _registry(self.database)
             asyncio.run(registry.grant_rights(channel, node, Rights.parse(rights), now=1.0, actor="admin"))
 
+    def see(self, node: str, now: float) -> None:
+        """The node was heard."""
+        if isinstance(self.ledger, ModelLedger):
+            self.ledger.see(node, now)
+        else:
+            asyncio.run(_registry(self.database).seen({node: now}))
+
     def revoke(self, channel: str, node: str) -> None:
         if isinstance(self.ledger, ModelLedger):
             self.ledger.remove_member(channel, node)

@@ -39,7 +39,7 @@ def test_a_found_object_answers_its_grant(ledger: Ledger) -> None:
     assert view is not None
     record = view.record
     assert (record.status, record.size, record.etag, record.digest) == (ObjectStatus.READY, 100, "e1", DIGEST)
-    assert (record.uploader, record.used_at, record.visited, view.grant) == ("A", 12.0, False, None)
+    assert (record.uploader, record.used_at, view.grant) == ("A", 12.0, None)
     done = ledger.find_grant(grant.grant)
     assert done is not None
     assert done.status is GrantStatus.DONE
@@ -233,81 +233,6 @@ def test_stale_lists_what_wants_looking_after(ledger: Ledger) -> None:
     assert [record.ref.number for record in later] == [0, 1, 4, 5]
     assert later == [ledger.view(record.ref).record for record in later]
     assert ledger.stale(1000.0, GRACE, 2) == later[:2]
-
-
-def test_eviction_frees_what_is_needed_oldest_first(ledger: Ledger) -> None:
-    """Objects leave in the order in which they became ready, no more than needed, and stay charged until gone."""
-    for number in (2, 0, 1, 3):
-        ready(ledger, ref(number))
-    leaving = ledger.evict_begin("demo", 150, 20.0, GRACE)
-    assert [(record.ref.number, record.status) for record in leaving] == [
-        (2, ObjectStatus.EVICTING),
-        (0, ObjectStatus.EVICTING),
-    ]
-    assert status(ledger, ref(1)) is ObjectStatus.READY
-    assert charged(ledger) == 400
-
-
-def test_eviction_chooses_no_more_than_the_limit(ledger: Ledger) -> None:
-    """At most ``limit`` objects leave at once; nothing leaves for no need."""
-    for number in range(4):
-        ready(ledger, ref(number))
-    assert ledger.evict_begin("demo", 0, 20.0, GRACE) == []
-    assert len(ledger.evict_begin("demo", 1000, 20.0, GRACE, 3)) == 3
-
-
-def test_eviction_gives_what_there_is(ledger: Ledger) -> None:
-    """Less than needed is better than nothing; of an empty channel nothing is."""
-    ready(ledger, ref(0))
-    assert ledger.evict_begin("other", 1, 20.0, GRACE) == []
-    assert len(ledger.evict_begin("demo", 900, 20.0, GRACE)) == 1
-
-
-def test_a_visited_object_gets_a_second_chance_once(ledger: Ledger) -> None:
-    """SIEVE passes over a visited object, clears its mark, and takes it when it comes round again."""
-    for number in range(3):
-        ready(ledger, ref(number))
-    ledger.want(order(until=20.0), [0], 12.0, 11.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 30.0, GRACE)] == [1]
-    assert not ledger.view(ref(0)).record.visited
-    ready(ledger, ref(4), 31.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 32.0, GRACE)] == [2]
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 32.0, GRACE)] == [4]
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 32.0, GRACE)] == [0]
-
-
-def test_all_visited_objects_can_leave(ledger: Ledger) -> None:
-    """When everything was visited the oldest leave in a second round."""
-    for number in range(3):
-        ready(ledger, ref(number))
-    ledger.want(order(until=20.0), [0, 1, 2], 12.0, 11.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 200, 30.0, GRACE)] == [0, 1]
-    assert not ledger.view(ref(2)).record.visited
-
-
-def test_a_wanted_object_leaves_after_all_others(ledger: Ledger) -> None:
-    """What is in the window of a want goes last; once got, or outside the window, it is like any other."""
-    for number in range(3):
-        ready(ledger, ref(number))
-    ledger.want(order(ranges=((0, 9),), window=2), [], 0.0, 11.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 12.0, GRACE)] == [2]
-    ledger.lend([ref(0)], ["B"], 20.0, 13.0)
-    ledger.got("demo", STREAM, "B", [0], 14.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 15.0, GRACE)] == [0]
-    assert [r.ref.number for r in ledger.evict_begin("demo", 100, 15.0, GRACE)] == [1]
-
-
-def test_an_object_that_came_back_is_wanted_again(ledger: Ledger) -> None:
-    """That a node had got an object is forgotten when the object leaves."""
-    ready(ledger, ref(0))
-    ready(ledger, ref(1))
-    ledger.want(order(ranges=((0, 0),)), [0], 20.0, 11.0)
-    ledger.got("demo", STREAM, "B", [0], 12.0)
-    ledger.condemn(ref(0), None, 13.0)
-    ledger.evict_end(ref(0), False, 13.0)
-    ready(ledger, ref(0), 14.0)
-    ready(ledger, ref(2), 14.0)
-    assert [r.ref.number for r in ledger.evict_begin("demo", 200, 15.0, GRACE)] == [1, 2]
 
 
 def test_a_stream_is_summed_up(ledger: Ledger) -> None:

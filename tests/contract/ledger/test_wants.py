@@ -50,12 +50,11 @@ def test_a_want_says_nothing_of_other_streams_and_locks(ledger: Ledger) -> None:
     assert (view.ready, view.uploading) == ((), ())
 
 
-def test_ready_objects_of_a_want_are_marked_used_and_visited(ledger: Ledger) -> None:
-    """Asking for a ready object is what gives it a second chance."""
+def test_ready_objects_of_a_want_are_marked_used(ledger: Ledger) -> None:
+    """Asking for a ready object says that it is in use."""
     ready(ledger, ref(0))
-    assert not ledger.view(ref(0)).record.visited
     (view,) = ledger.want(order(), [0], 50.0, 12.0).objects
-    assert (view.record.visited, view.record.used_at) == (True, 12.0)
+    assert view.record.used_at == 12.0
     assert ledger.view(ref(0)).record == view.record
 
 

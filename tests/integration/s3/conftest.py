@@ -96,6 +96,11 @@ class Owner:
         key = key_of(content, number, prefix)
         await asyncio.to_thread(self._client.delete_object, Bucket=BUCKET, Key=key)
 
+    async def clear(self, prefix: str) -> None:
+        """Remove all objects, marks excepted: a hub that knows nothing of them would take them in."""
+        for key in await self.sizes(prefix):
+            await asyncio.to_thread(self._client.delete_object, Bucket=BUCKET, Key=key)
+
     def close(self) -> None:
         self._client.close()
 
@@ -264,6 +269,8 @@ def stage(ground: Ground, tmp_path: Path, empty_home: Path) -> Callable[..., Any
         grid = await asyncio.to_thread(ground.copy, tmp_path, settings)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(grid.aclose)
+            for prefix in (PREFIX, "lab/two"):
+                await ground.owner.clear(prefix)
             await grid.start()
             site = Site(grid, empty_home / secrets.token_hex(4))
             stack.push_async_callback(site.aclose)

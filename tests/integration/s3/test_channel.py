@@ -44,14 +44,13 @@ async def test_what_the_provider_holds_is_probed_and_shown(stage: Callable[..., 
     async with stage() as at:
         shown = await at.grid.admin("channel.show", name="demo")
         binds = shown["channel"]["binds"]
-        assert shown == at.ground.answers["demo"]
+        assert shown["channel"] == at.ground.answers["demo"]["channel"]
         assert binds | HELD[at.ground.kind] == binds
         assert all("probe" not in key for key in await at.owner.sizes(PREFIX))
 
 
 async def test_the_keys_are_seen_nowhere(stage: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither the database nor any file of the hub, no answer, no log and no session hold the bucket's secret; the
-    database holds not even the key's name."""
+    """Neither the database nor any file of the hub, no answer, no log and no session hold the bucket's secret."""
     async with stage() as at:
         answers = json.dumps(at.ground.answers)
         for operation, fields in (
@@ -72,7 +71,6 @@ async def test_the_keys_are_seen_nowhere(stage: Callable[..., Any], capfd: pytes
     assert SECRET_KEY not in answers + said.out + said.err
     for path, data in files(at.grid.folder / "hub"):
         assert SECRET_KEY.encode() not in data, path
-        assert ACCESS_KEY.encode() not in data, path
     assert "Traceback" not in said.out + said.err
 
 

@@ -112,7 +112,7 @@ class Served:
     async def channel(self, name: str = "demo") -> str:
         """A new channel in a folder."""
         bucket = (self.settings.folder / f"bucket-{name}").as_uri()
-        await self.administration.create_channel(ChannelCreate(name=name, bucket=bucket))
+        await self.administration.create_channel(ChannelCreate(name=name, bucket=bucket, create_bucket=True))
         return name
 
     async def invite(self, channel: str = "demo", **how: Any) -> Invite:

@@ -141,7 +141,9 @@ async def test_every_operation_works_through_it(hub):
     await hub.registry.add_node(key.public, "lab", now=hub.clock())
     bucket = (hub.settings.folder / "b").as_uri()
     async with AdminClient(hub.settings.socket) as client:
-        made = await client.call("channel.create", ChannelCreate(name="new", bucket=bucket, quota=1 << 30))
+        made = await client.call(
+            "channel.create", ChannelCreate(name="new", bucket=bucket, quota=1 << 30, create_bucket=True)
+        )
         assert (made.name, made.quota, made.charged) == ("new", 1 << 30, 0)
         assert [c.name for c in await client.call("channel.list", Nothing())] == ["demo", "new"]
         invite = await client.call("channel.invite", InviteCreate(name="new", uses=3))

@@ -86,7 +86,7 @@ def command(tmp_path) -> Command:
 def ready(command) -> Command:
     """The same with a hub and a channel."""
     command("init", "--url", "http://127.0.0.1:8480")
-    command("channel", "create", "demo", "--bucket", (command.home / "bucket").as_uri())
+    command("channel", "create", "demo", "--create-bucket", "--bucket", (command.home / "bucket").as_uri())
     return command
 
 
@@ -151,7 +151,9 @@ def test_as_a_process_it_does_the_same(command):
     made = command.json("init", "--url", "http://127.0.0.1:8480", apart=True)
     assert Path(made["folder"]) == command.home
     bucket = (command.home / "bucket").as_uri()
-    assert command.json("channel", "create", "demo", "--bucket", bucket, apart=True)["bucket"] == bucket
+    assert (
+        command.json("channel", "create", "demo", "--create-bucket", "--bucket", bucket, apart=True)["bucket"] == bucket
+    )
     Invite.parse(command.json("channel", "invite", "demo", apart=True)["url"])
     assert [c["name"] for c in command.json("channel", "list", apart=True)] == ["demo"]
     assert command.error("channel", "show", "none", code=3, apart=True)["kind"] == "no-such-channel"
@@ -407,7 +409,7 @@ def test_commands_reach_a_running_hub(command):
         assert "hub ready" in serving.stderr.readline()
         status = command.json("status", "--check")
         assert (status["running"], status["checks"]) == (True, {"database": "ok", "nats": "ok", "buckets": "ok"})
-        assert command.json("channel", "create", "demo", "--bucket", bucket)["name"] == "demo"
+        assert command.json("channel", "create", "demo", "--create-bucket", "--bucket", bucket)["name"] == "demo"
         assert command.error("channel", "create", "demo", "--bucket", bucket, code=5)["kind"] == "exists"
         assert "is running" in command("serve", code=5).stderr
         serving.send_signal(signal.SIGTERM)

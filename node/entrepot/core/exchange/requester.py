@@ -120,6 +120,7 @@ class Requester:
         self._known_until: dict[int, float] = {}
         self._fetching: dict[int, str | None] = {}
         self._asked: frozenset[int] = frozenset()
+        self._asked_first: tuple[int, ...] = ()
         self._asking = False
         self._ask_at: float | None = None
         self._unanswered = 0
@@ -332,7 +333,10 @@ class Requester:
                 continue
             self._fetching[number] = state.etag
             effects.append(Fetch(number, state.get, state.etag))
-        if ask and not self._asking and not self._asked.issuperset(self._window()):
+        window = self._window()
+        # With nothing to do but wait, the hub is to know which object is waited for, not which it was.
+        idle = not self._fetching and window[:1] != self._asked_first
+        if ask and not self._asking and (idle or not self._asked.issuperset(window)):
             effects += self._ask(now)
         return effects
 
@@ -343,7 +347,7 @@ class Requester:
     def _ask(self, now: float) -> list[Effect]:
         numbers = self._window() if self._todo is not None else ()
         self._asking = True
-        self._asked = frozenset(numbers)
+        self._asked, self._asked_first = frozenset(numbers), numbers[:1]
         self._ask_at = now + self._settings.again
         left = max(self._deadline - now, 0.0)
         want = Want(
