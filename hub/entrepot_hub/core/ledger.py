@@ -243,8 +243,8 @@ def renewed(grant: GrantRecord, sent: int, now: float, lease: float, floor: floa
     return replace(grant, sent=sent, sent_at=now, lease_until=min(now + lease, grant.put_until))
 
 
-def matching(found: Found, grants: Iterable[GrantRecord], now: float, grace: float) -> GrantRecord | None:
-    """The unexpired grant that a found object answers to: same length, and same digest where the bucket shows one.
+def matching(found: Found, grants: Iterable[GrantRecord], now: float, grace: float) -> list[GrantRecord]:
+    """The unexpired grants that a found object answers to: same length, and same digest where the bucket shows one.
 
     Live grants come first. A grant is unexpired until ``grace`` seconds after its PUT URL can last be used; only
     one that was accepted (so that a URL exists) counts.
@@ -259,7 +259,7 @@ def matching(found: Found, grants: Iterable[GrantRecord], now: float, grace: flo
         and (found.digest is None or found.digest == g.digest)
     ]
     able.sort(key=lambda g: (g.status not in LIVE, -g.granted_at))
-    return able[0] if able else None
+    return able
 
 
 def may_land(record: ObjectRecord, now: float, grace: float) -> bool:

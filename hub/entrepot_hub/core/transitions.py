@@ -184,9 +184,12 @@ def settled(
         return Settlement(_missed(record, grants, now, grace))
     if status is ObjectStatus.READY and record.etag == found.etag:
         return Settlement(record)
-    match = matching(found, grants, now, grace)
-    if match is None:
+    able = matching(found, grants, now, grace)
+    if not able:
         return None
+    match = able[0]
+    # Without a digest nobody knows which of several URLs was used: nobody is credited, and nobody blamed.
+    sure = found.digest is not None or all(grant.node == match.node for grant in able)
     more = found.length - charge(record)
     if more > 0 and more > free:
         return None
@@ -204,7 +207,7 @@ def settled(
         etag=found.etag,
         tombstone=False,
         used_at=now,
-        uploader=match.node,
+        uploader=match.node if sure else None,
     )
     return Settlement(ready, tuple(ended), measured(now - match.accepted_at))
 

@@ -108,17 +108,6 @@ class BucketKeeper:
             await self._clear(channel, key)
             await self._database.call(self._ledger.clear_tombstone, ref, self._clock())
 
-    async def make_room(self, channel_name: str, need: int) -> list[ObjectRef]:
-        """Evict objects worth at least ``need`` bytes, if that many may go. The objects that are gone."""
-        channel = await self._channels.channel(channel_name)
-        leaving = await self._database.call(
-            self._ledger.evict_begin, channel_name, need, self._clock(), self._settings.put_grace
-        )
-        async with asyncio.TaskGroup() as group:
-            for record in leaving:
-                group.create_task(self._remove(channel, record))
-        return [record.ref for record in leaving]
-
     async def finish(self, record: ObjectRecord) -> ObjectView:
         """Bring an object that :meth:`Ledger.stale` named to rest."""
         channel = await self._channels.channel(record.ref.channel)

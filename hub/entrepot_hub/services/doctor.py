@@ -154,7 +154,7 @@ class Doctor:
             await bucket.put_tombstone(key)
             held = not (await send(signed, data)).accepted
         except EntrepotError as error:
-            return _failed("tombstone", error)
+            return _untold("tombstone", error)
         finally:
             with suppress(EntrepotError):
                 await bucket.delete(key)
@@ -177,7 +177,7 @@ class Doctor:
             signed = await bucket.sign_get(key, None, 300)
             answer = await send(signed, b"", headers={**signed.headers, "Range": "bytes=100-199"})
         except EntrepotError as error:
-            return _failed("range", error)
+            return _untold("range", error)
         finally:
             with suppress(EntrepotError):
                 await bucket.delete(key)
@@ -272,3 +272,11 @@ async def _signed_put(bucket: Bucket, key: str, data: bytes) -> SignedRequest:
 
 def _failed(name: str, error: EntrepotError) -> Check:
     return Check(name=name, outcome="failure", text=error.message, mend=error.hint)
+
+
+def _untold(name: str, error: EntrepotError) -> Check:
+    """What goes to the address that nodes are given, which need not be one that the hub can reach."""
+    if error.kind != "bucket-unreachable":
+        return _failed(name, error)
+    text = f"the hub cannot reach the address that nodes are given: {error.message}"
+    return Check(name=name, outcome="unknown", text=text, mend="Try it from a node: entrepot get.")

@@ -55,6 +55,21 @@ def test_a_bucket_that_shows_no_digest_is_matched_by_length(ledger: Ledger) -> N
     assert view.record.digest == DIGEST
 
 
+@pytest.mark.parametrize(("second", "digest", "credited"), [
+    ("B", None, None), ("A", None, "A"), ("B", DIGEST, "B"),
+])  # fmt: skip
+def test_nobody_is_credited_where_two_nodes_could_have_put_it(
+    ledger: Ledger, second: str, digest: bytes | None, credited: str | None
+) -> None:
+    """Without a digest in the HEAD an object is ascribed to a node only if no other one's URL could have brought it."""
+    uploading(ledger, ref(), node="A")
+    ledger.lapse(20.0)
+    uploading(ledger, ref(), 21.0, node=second)
+    view = ledger.settle(ref(), found(digest=digest), 22.0, GRACE)
+    assert view is not None
+    assert (view.record.status, view.record.uploader) == (ObjectStatus.READY, credited)
+
+
 @pytest.mark.parametrize("case", ["length", "digest", "expired", "never accepted"])
 def test_what_answers_to_no_grant_is_not_taken(ledger: Ledger, case: str) -> None:
     """Wrong bytes at the key are the caller's to delete: None, and nothing changes."""

@@ -131,7 +131,6 @@ class FolderBucket:
             public_read=False,
             public_write=False,
             clock_skew=0.0,
-            unknown={"region": "a folder is where the hub is"},
         )
 
     async def sign_put(self, key: str, length: int, digest: bytes, expires: int) -> SignedRequest:
