@@ -79,6 +79,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.sql = SqlLedger(self.database)
         self.model = model(QUOTA)
         self.now = 100.0
+        self.most = {"demo": QUOTA, "other": QUOTA}
         self.refs: set[ObjectRef] = set()
         self.grants: list[tuple[bytes, str]] = [(bytes(16), "A")]
         for number in range(4):
@@ -115,6 +116,38 @@ class LedgerMachine(RuleBasedStateMachine):
         self.grants.append((grant, "A"))
         self.refs.add(ref)
 
+    @rule(channel=CHANNELS, quota=st.sampled_from([0, 150, 300, QUOTA]))
+    def set_quota(self, channel: str, quota: int) -> None:
+        """The owner lowers the quota, or raises it again."""
+        self.model.add_channel(channel, quota)
+        with self.database.transaction() as connection:
+            connection.execute(sa.update(t.channels).where(t.channels.c.name == channel).values(quota=quota))
+        self.most[channel] = max(self.most[channel], quota)
+
+    @rule()
+    def crash(self) -> None:
+        """The hub ends and another one opens its database."""
+        self.database.close()
+        self.database = Database(f"sqlite:///{self.folder / 'hub.db'}")
+        self.sql = SqlLedger(self.database)
+
+    @rule(ref=REFS, tombstone=st.booleans(), late=st.booleans())
+    def late_put(self, ref: ObjectRef, tombstone: bool, late: bool) -> None:
+        """A lease lapses before its PUT: it lands later, after an eviction and another grant, or never."""
+        self.upload(ref)
+        self.both(lambda ledger: ledger.condemn(ref, None, self.now))
+        self.both(lambda ledger: ledger.evict_end(ref, tombstone, self.now))
+        again = len(self.grants).to_bytes(16)
+        self.grants.append((again, "B"))
+        wish = Proposal(ref, again, "B", "s2", 100, self.now + 10)
+        self.both(lambda ledger: ledger.grant([wish], self.now))
+        self.both(lambda ledger: ledger.accept(again, "B", b"d" * 32, self.now + 10, self.now + 100, self.now))
+        self.now += 11.0
+        self.both(lambda ledger: ledger.lapse(self.now))
+        self.both(lambda ledger: ledger.settle(ref, None, self.now, GRACE))
+        if late:
+            self.both(lambda ledger: ledger.settle(ref, Found(100, "e2", b"d" * 32), self.now, GRACE))
+
     @rule(ref=REFS, found=FOUND)
     def settle(self, ref: ObjectRef, found: Found | None) -> None:
         self.both(lambda ledger: ledger.settle(ref, found, self.now, GRACE))
@@ -131,7 +164,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for channel in ("demo", "other"):
             usage = self.both(lambda ledger, channel=channel: ledger.usage(channel))  # type: ignore[misc]
             charges = [charge(view.record) for ref, view in views.items() if ref.channel == channel]
-            assert usage.charged == usage.stored + usage.reserved == sum(charges) <= QUOTA
+            assert usage.charged == usage.stored + usage.reserved == sum(charges) <= self.most[channel]
+            self.most[channel] = max(usage.quota, usage.charged)  # what a lowered quota left may only become less
             for stream in (STREAM, OTHER):
                 self.both(lambda ledger, c=channel, s=stream: ledger.wants(c, s, self.now))  # type: ignore[misc]
                 self.both(lambda ledger, c=channel, s=stream: ledger.holders(c, s))  # type: ignore[misc]

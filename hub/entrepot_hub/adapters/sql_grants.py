@@ -80,7 +80,7 @@ _RAISE_PUT_UNTIL: Final = (
     .where(_o.id == sa.bindparam("at_id"), _o.put_until < sa.bindparam("at_until"))
     .values(put_until=sa.bindparam("at_until"))
 )
-_NEW_OBJECTS: Final = sa.insert(t.objects).returning(_o.id, _o.lock, _o.stream, _o.number)
+_NEW_OBJECTS: Final = sa.insert(t.objects).returning(_o.id, _o.channel_id, _o.lock, _o.stream, _o.number)
 
 
 class SqlGrants(LedgerRows):
@@ -229,12 +229,11 @@ def _keep_made(
     new = [slot for slot in touched if slot.id is None]
     if new:
         ids: dict[tuple[int, Key], int] = {}
-        rows = [new_object(slot, accounts[slot.record.ref.channel].id) for slot in new]
-        for of in accounts.values():
-            own = [row for row in rows if row["channel_id"] == of.id]
-            if own:
-                for row in connection.execute(_NEW_OBJECTS, own):
-                    ids[of.id, (bytes(row.lock), bytes(row.stream), row.number)] = row.id
+        # In the order of the proposals, whatever their channels: rows are looked after in the order of their ids.
+        for row in connection.execute(
+            _NEW_OBJECTS, [new_object(slot, accounts[slot.record.ref.channel].id) for slot in new]
+        ):
+            ids[row.channel_id, (bytes(row.lock), bytes(row.stream), row.number)] = row.id
         for slot in new:
             slot.id = ids[accounts[slot.record.ref.channel].id, key_of(slot.record.ref)]
     connection.execute(sa.insert(t.grants), [_new_grant(grant, slots[grant.ref].id) for grant in made])

@@ -242,3 +242,11 @@ def test_a_session_that_is_back_keeps_its_grants(ledger: Ledger) -> None:
     assert [(grant.grant, grant.lease_until) for grant in restored] == [(mine.grant, 22.0), (near.grant, 15.0)]
     ledger.shorten("A", "s1", 14.0, 13.0)
     assert {grant.lease_until for grant in ledger.restore("A", "s1", 30.0, 14.0)} == {14.0}
+
+
+def test_objects_are_looked_after_in_the_order_in_which_they_were_granted(ledger: Ledger) -> None:
+    """Grants of several channels made together are swept in their own order, not channel by channel."""
+    refs = [ref(0, channel="other"), ref(1), ref(2, channel="other"), ref(3)]
+    ledger.grant([proposal(of) for of in refs], 10.0)
+    ledger.lapse(21.0)
+    assert [record.ref for record in ledger.stale(22.0, GRACE, 3)] == refs[:3]
