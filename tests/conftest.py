@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from hypothesis import settings
 settings.register_profile("ci", deadline=None, derandomize=False, max_examples=50)
 settings.register_profile("long", parent=settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell without job control: what the tests start would inherit that Ctrl-C means
+    # nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Settings of whoever runs the tests, which must not reach what is tested.
 _FOREIGN = ("AWS_", "AZURE_", "ENTREPOT_", "GOOGLE_", "NATS_")
