@@ -223,9 +223,9 @@ class GrantMachine(LedgerMachine):
     def clear_tombstone(self, ref: ObjectRef) -> None:
         self.both(lambda ledger: ledger.clear_tombstone(ref, self.now))
 
-    @rule(limit=st.sampled_from([2, 100]))
-    def stale(self, limit: int) -> None:
-        self.both(lambda ledger: ledger.stale(self.now, GRACE, limit))
+    @rule(limit=st.sampled_from([2, 100]), channel=st.none() | CHANNELS)
+    def stale(self, limit: int, channel: str | None) -> None:
+        self.both(lambda ledger: ledger.stale(self.now, GRACE, limit, channel))
 
     @rule(channel=CHANNELS, stream=STREAMS, node=NODES)
     def hold(self, channel: str, stream: bytes, node: str) -> None:

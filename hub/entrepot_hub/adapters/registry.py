@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from entrepot.core.errors import Conflict, Denied, InvalidInput, NotFound
 from entrepot.core.invite import ID_LENGTH, join_mac, proof_key
 from entrepot.core.lock import SchemaLock
+from entrepot.core.units import format_size
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.bucket_keys import find_keys, put_key, use_key
 from entrepot_hub.adapters.database import Database
@@ -558,8 +559,9 @@ def _check_quota(quota: int, lock: SchemaLock) -> None:
     smallest = max(SMALLEST_QUOTA * lock.object, 1)
     if not smallest <= quota <= _MAX_QUOTA:
         raise InvalidInput(
-            f"the smallest quota of this channel is {smallest} bytes ({SMALLEST_QUOTA} objects)",
+            f"the smallest quota of this channel is {format_size(smallest)} ({SMALLEST_QUOTA} objects)",
             kind="invalid-setting",
+            hint=f"Give a quota of at least {smallest} bytes.",
             quota=quota,
             smallest=smallest,
         )

@@ -42,7 +42,7 @@ from entrepot_hub.core.ledger import (
     charge,
 )
 from entrepot_hub.core.members import NodeStatus
-from entrepot_hub.core.transitions import STRIKE_WINDOW, cleared, evicted, nothing, settled
+from entrepot_hub.core.transitions import STRIKE_WINDOW, cleared, disgraced, evicted, nothing, settled
 from entrepot_hub.core.wishes import Front, Read, Ready, Wish, Wishes, latest, unlacked, untold, yielding
 
 #: Candidates for eviction that are looked at together.
@@ -78,6 +78,7 @@ _STALE: Final = (
     .order_by(_o.id)
     .limit(sa.bindparam("most"))
 )
+_STALE_IN: Final = _STALE.where(_c.name == sa.bindparam("name"))
 _READY_PAGE: Final = (
     sa.select(t.objects)
     .where(
@@ -174,10 +175,14 @@ class SqlObjects(LedgerRows):
             if slot is not None and slot.record.tombstone:
                 self._change(connection, of, slot, cleared(slot.record))
 
-    def stale(self, now: float, grace: float, limit: int = 100) -> list[ObjectRecord]:
+    def stale(self, now: float, grace: float, limit: int = 100, channel: str | None = None) -> list[ObjectRecord]:
         """See ``Ledger.stale``."""
+        values = {"now": now, "grace": grace, "most": max(limit, 0)}
         with self._transaction() as connection:
-            rows = connection.execute(_STALE, {"now": now, "grace": grace, "most": max(limit, 0)})
+            if channel is None:
+                rows = connection.execute(_STALE, values)
+            else:
+                rows = connection.execute(_STALE_IN, values | {"name": channel})
             return [to_object(row, row.channel) for row in rows]
 
     def evict_begin(
@@ -234,6 +239,8 @@ class SqlObjects(LedgerRows):
                 return None
             slot.record = replace(slot.record, status=ObjectStatus.EVICTING)
             keep_objects(connection, [slot])
+            rows = connection.execute(_GRANTS_OF, {"at_object": slot.id})
+            keep_grants(connection, disgraced(to_grant(row, ref) for row in rows))
             return slot.record
 
     def evict_end(self, ref: ObjectRef, tombstone: bool, now: float) -> None:

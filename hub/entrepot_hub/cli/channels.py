@@ -21,6 +21,9 @@ from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText, give_h
 if TYPE_CHECKING:
     from entrepot_hub.core.origins import Origin, Side
 
+#: What of a signed upload a provider should enforce, as the doctor calls it.
+_BOUND = ("length", "digest", "create only")
+
 app = typer.Typer(help="Channels and their members.", rich_markup_mode=None)
 give_help(app)
 
@@ -52,7 +55,11 @@ def create(
         str | None, typer.Option(help="Which of S3_BUCKET_IN and S3_BUCKET_OUT.", show_default=False, metavar="in|out")
     ] = None,
     create_bucket: Annotated[
-        bool, typer.Option("--create-bucket", help="Make the bucket now, if it is missing.")
+        bool,
+        typer.Option(
+            "--create-bucket",
+            help="Make the bucket now, if it is missing; the keys have to allow making buckets.",
+        ),
     ] = False,
     quota: Annotated[str, typer.Option(help="The most bytes in the bucket.")] = "10G",
     miniblock: Annotated[str, typer.Option(help="Size of a miniblock.")] = "1M",
@@ -101,6 +108,8 @@ def create(
             note(f"{check.outcome}: {check.name}: {check.text}")
             if check.mend:
                 note(f"  {check.mend}")
+    if open_ends := [check.name for check in channel.checks if check.name in _BOUND]:
+        note(f"note: not enforced: {', '.join(open_ends)}; see entrepot-hub channel doctor {channel.name}")
     say(f"next: entrepot-hub channel invite {channel.name}")
 
 

@@ -142,3 +142,7 @@ def _say_retired(found: CustodyView) -> None:
         if key.retired_at is None or key.label in present or key.safe_at is None or key.safe_at <= found.now:
             continue
         note(f"note: keep {key.label} at the provider until {when(key.safe_at)}: it signed URLs that are in use.")
+    if found.others:
+        note(
+            f"note: {', '.join(found.others)} on other buckets still use a key that is retired here: change it there"
+        )

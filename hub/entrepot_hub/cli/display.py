@@ -30,22 +30,60 @@ def print_json_with(value: object, error: EntrepotError | None) -> None:
     print_json(fields if error is None else {**fields, "error": to_wire(error)})
 
 
+#: Characters of a cell that is never broken.
+_SHORT = 24
+#: How cells are padded for so many characters between two columns; the box draws one of them.
+_PADDINGS = {3: (0, 1, 0, 1), 2: (0, 1, 0, 0), 1: (0, 0, 0, 0)}
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup."""
+    """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup. Short cells are
+    never broken, long ones only on a terminal that is too narrow for them."""
     lines = [[str(cell) for cell in row] for row in rows]
     if not lines:
         say(empty)
         return
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold")
+    console = _console()
+    columns = list(zip(*lines, strict=True))
+    widths = [max(cell_len(cell) for cell in (head, *cells)) for head, cells in zip(heads, columns, strict=True)]
+    gap, gaps = max(_PADDINGS), len(widths) - 1
+    if sys.stdout.isatty() and sum(widths) + gap * gaps > console.width:
+        for gap in (2, 1):
+            widths = _narrowed(heads, columns, console.width - gap * gaps)
+            if sum(widths) + gap * gaps <= console.width:
+                break
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=_PADDINGS[gap])
+    for head, width in zip(heads, widths, strict=True):
+        table.add_column(head, overflow="fold", width=width)
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
-    _console().print(table)
+    # What does not fit even so runs over the terminal's edge: nothing of it is cut off.
+    console.width = max(console.width, sum(widths) + gap * gaps)
+    console.print(table)
+
+
+def _narrowed(heads: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of columns for ``room`` characters in all. Heads are broken at their blanks, cells of up to
+    ``_SHORT`` characters never; the longest give way first."""
+    from rich.cells import cell_len
+
+    widths, least = [], []
+    for head, cells in zip(heads, columns, strict=True):
+        word = max((cell_len(word) for word in head.split()), default=1)
+        cell = max(cell_len(cell) for cell in cells)
+        widths.append(max(word, cell, 1))
+        least.append(max(word, min(cell, _SHORT), 1))
+    while sum(widths) > room:
+        over = [at for at, width in enumerate(widths) if width > least[at]]
+        if not over:
+            break
+        widths[max(over, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -103,6 +141,10 @@ def progress(what: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
+#: What the hub's admin can do about errors that nodes meet too, and that so bear no hint for either.
+_HINTS = {"no-such-channel": "See which there are: entrepot-hub channel list"}
+
+
 def print_error(error: EntrepotError, *, as_json: bool) -> None:
     """One sentence and, in another line, the hint, on the standard error; in JSON all that the error holds, on the
     standard output."""
@@ -110,8 +152,8 @@ def print_error(error: EntrepotError, *, as_json: bool) -> None:
         print_json({"error": to_wire(error)})
         return
     note(f"entrepot-hub: {one_line(error.message)}")
-    if error.hint:
-        note(f"  {one_line(error.hint)}")
+    if hint := error.hint or _HINTS.get(error.kind):
+        note(f"  {one_line(hint)}")
 
 
 def one_line(text: str) -> str:

@@ -187,7 +187,7 @@ def status(
 
 def _missing(checks: Mapping[str, str]) -> RetryLater | None:
     """Why the hub is not ready, as /readyz has it."""
-    bad = [f"{name} ({state})" for name, state in sorted(checks.items()) if state != "ok"]
+    bad = [f"{name} ({state})" for name, state in sorted(checks.items()) if state not in {"ok", "degraded"}]
     return RetryLater(f"the hub is not ready: {', '.join(bad)}", hint="Its log tells more.") if bad else None
 
 

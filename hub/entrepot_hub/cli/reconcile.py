@@ -13,7 +13,7 @@ from entrepot_hub.cli.display import note, print_json, print_table, progress, sa
 from entrepot_hub.cli.options import ChannelName, Folder, Json
 
 if TYPE_CHECKING:
-    from entrepot_hub.services.comparison import Comparison
+    from entrepot_hub.services.comparison import Comparison, Finding
     from entrepot_hub.services.settings import HubSettings
 
 #: What was found, and what was (or would be) done about it.
@@ -43,14 +43,20 @@ def reconcile(
         return
     print_table(
         ("key", "bytes", "what"),
-        [(f.key, format_size(f.length), _WORDS.get(f.found, f.found)) for f in found.findings],
+        [(f.key, _size(f), _WORDS.get(f.found, f.found)) for f in found.findings],
         empty="the bucket holds what the ledger says",
     )
-    say(f"{found.listed} keys with {format_size(found.bytes)}, {found.agreed} as the ledger says")
+    stored = f"{found.listed} keys with {format_size(found.bytes)} in the bucket"
+    say(f"{stored}; {found.agreed} objects are as the ledger says")
     for word, count in sorted(found.counts.items()):
         say(f"{count} {word}")
     if dry_run and found.counts:
         note("note: nothing was changed. Without --dry-run it is mended.")
+
+
+def _size(finding: Finding) -> str:
+    """Bytes of a finding; things that were found by what their keys begin with are not counted."""
+    return "many keys" if finding.key.endswith("/") and not finding.length else format_size(finding.length)
 
 
 async def _all(settings: HubSettings, name: str, *, dry_run: bool, quiet: bool) -> Comparison:

@@ -127,6 +127,19 @@ def limit(
         print_json(found)
         return
     print_limits(found)
+    if money is not None and Decimal(money):
+        _warn_of_no_prices(name, folder)
+
+
+def _warn_of_no_prices(channel: str, folder: Path | None) -> None:
+    """Say so where nothing costs anything by the channel's prices: a budget means nothing then."""
+    from entrepot_hub.services.administration import Nothing
+
+    for each in ask(folder, "price.list", Nothing())[0]:
+        asked = (each.storage, each.requests_a, each.requests_b, each.deletes, each.egress)
+        if channel in each.channels and not any(Decimal(price) for price in asked):
+            note(f"note: by the prices {each.name!r} everything costs 0, so this budget is never reached.")
+            note(f"  Say what it costs, for example: entrepot-hub price set channel:{channel} --egress 0.09")
 
 
 def print_limits(limits: list[LimitView]) -> None:

@@ -43,6 +43,9 @@ class GrantStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: The reason of a grant whose object turned out to be bad.
+BAD_OBJECT = "bad-object"
+
 LIVE = frozenset({GrantStatus.OFFERED, GrantStatus.ACCEPTED})
 
 
@@ -247,12 +250,13 @@ def matching(found: Found, grants: Iterable[GrantRecord], now: float, grace: flo
     """The unexpired grants that a found object answers to: same length, and same digest where the bucket shows one.
 
     Live grants come first. A grant is unexpired until ``grace`` seconds after its PUT URL can last be used; only
-    one that was accepted (so that a URL exists) counts.
+    one that was accepted (so that a URL exists) counts, and none whose object was condemned.
     """
     able = [
         g
         for g in grants
         if g.digest is not None
+        and g.reason != BAD_OBJECT
         and g.put_until > 0
         and now <= g.put_until + grace
         and g.length == found.length
@@ -359,9 +363,9 @@ class Ledger(Protocol):
     def clear_tombstone(self, ref: ObjectRef, now: float) -> None:
         """The 0-byte object at the key was deleted: TOMBSTONE → ABSENT, on RESERVED only the flag goes."""
 
-    def stale(self, now: float, grace: float, limit: int = 100) -> list[ObjectRecord]:
-        """What wants looking after: RESERVED without live grant that can no longer land (or was never accepted),
-        EVICTING ones, tombstones that can go."""
+    def stale(self, now: float, grace: float, limit: int = 100, channel: str | None = None) -> list[ObjectRecord]:
+        """What wants looking after, in one channel or (None) in all: RESERVED without live grant that can no longer
+        land (or was never accepted), EVICTING ones, tombstones that can go. Nothing where the channel is unknown."""
 
     def evict_begin(
         self,
@@ -386,7 +390,8 @@ class Ledger(Protocol):
         leases end too."""
 
     def condemn(self, ref: ObjectRef, etag: str | None, now: float) -> ObjectRecord | None:
-        """READY (with this etag, if given) → EVICTING: it is bad or unwanted and leaves next. None: not READY."""
+        """READY (with this etag, if given) → EVICTING: it is bad and leaves next, and the grant that it came by is no
+        longer one that anything at the key answers to. None: not READY."""
 
     def evict_end(self, ref: ObjectRef, tombstone: bool, now: float) -> None:
         """An EVICTING object is known to be gone: TOMBSTONE or ABSENT; its bytes are free."""

@@ -45,6 +45,7 @@ from entrepot_hub.core.transitions import (
     accepted,
     adopted,
     cleared,
+    disgraced,
     ended,
     evicted,
     held_by,
@@ -325,12 +326,13 @@ class ModelLedger(ModelPins):
         if slot is not None and slot.record.tombstone:
             self._change(of, slot, cleared(slot.record))
 
-    def stale(self, now: float, grace: float, limit: int = 100) -> list[ObjectRecord]:
+    def stale(self, now: float, grace: float, limit: int = 100, channel: str | None = None) -> list[ObjectRecord]:
         """See ``Ledger.stale``."""
         found = (
             slot.record
             for slot in self._slots.values()
-            if restless(slot.record, self._live_of(slot) is not None, now, grace)
+            if channel in {None, slot.record.ref.channel}
+            and restless(slot.record, self._live_of(slot) is not None, now, grace)
         )
         return [record for record, _ in zip(found, range(max(limit, 0)), strict=False)]
 
@@ -419,6 +421,8 @@ class ModelLedger(ModelPins):
         if etag is not None and slot.record.etag != etag:
             return None
         slot.record = replace(slot.record, status=ObjectStatus.EVICTING)
+        for grant in disgraced(self._grants[grant] for grant in slot.grants):
+            self._keep(grant)
         return slot.record
 
     def evict_end(self, ref: ObjectRef, tombstone: bool, now: float) -> None:

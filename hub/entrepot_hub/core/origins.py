@@ -41,6 +41,8 @@ _ENDPOINT_PROFILES: Final = {
 }
 _AMBIENT: Final = '{"ambient": true}'
 _DEPTH: Final = 20
+#: What mends anything that is wrong with what is written down.
+_MEND: Final = "Mend it where it is written down, or name the bucket by --bucket, with --credentials-file for its keys."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
-def find_origin(values: Values, side: Side | None = None) -> Origin:
-    """The one bucket that is written down in ``values``: what a file holds, or the environment.
+def find_origin(values: Values, side: Side | None = None, *, where: str = "there") -> Origin:
+    """The one bucket that is written down in ``values``: what a file holds, or the environment. ``where`` names it.
 
     ``side`` chooses where there is a bucket for what comes in and another for what goes out. What is empty counts as
     not given. Raises ``InvalidInput(invalid-setting)``, which names the field and shows no value.
@@ -68,11 +70,14 @@ def find_origin(values: Values, side: Side | None = None) -> Origin:
     found = [_RIVER_BLOCK] * len(blocks) + ([_RIVER_PREFIXES[0] + "…"] if variables else []) + drivers + sides[:1]
     if not found:
         raise _wrong(
-            "no bucket is written down there",
+            f"no bucket is written down {where}",
             f"Known are {_RIVER_BLOCK}, {_RIVER_PREFIXES[0]}…, storage_driver_url, S3_BUCKET_IN and S3_BUCKET_OUT.",
         )
     if len(found) > 1:
-        raise _wrong(f"more than one bucket is written down there: {found[0]} and {found[1]}")
+        raise _wrong(
+            f"more than one bucket is written down {where}: {found[0]} and {found[1]}",
+            "A channel has one bucket: leave the others out, or name it by --bucket and --credentials-file.",
+        )
     if side is not None and not sides:
         raise _wrong("only S3_BUCKET_IN and S3_BUCKET_OUT can be chosen from")
     if blocks:
@@ -385,4 +390,4 @@ def _text(name: str, value: object) -> str:
 
 
 def _wrong(reason: str, hint: str | None = None) -> InvalidInput:
-    return InvalidInput(reason, kind="invalid-setting", hint=hint)
+    return InvalidInput(reason, kind="invalid-setting", hint=hint or _MEND)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from entrepot.core.errors import RetryLater
+from entrepot.core.units import format_size
 
 #: Objects that must fit beside the pins: with fewer, a stream that flows through the channel would stand still.
 RESERVED_OBJECTS = 4
@@ -51,8 +52,8 @@ def check_room(quota: int, others: Iterable[Pinned], new: Pinned, reserve: int) 
     left = quota - kept - new.kept
     if left < reserve:
         raise RetryLater(
-            f"{new.kept} bytes pinned beside {kept} would leave {max(left, 0)} of {quota} for everything else, "
-            f"which needs {reserve}",
+            f"{format_size(new.kept)} pinned beside {format_size(kept)} would leave {format_size(max(left, 0))} of "
+            f"{format_size(quota)} for everything else, which needs {format_size(reserve)}",
             kind="over-quota",
             hint="Raise the channel's quota or unpin another stream",
             quota=quota,

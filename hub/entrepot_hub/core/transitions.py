@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from entrepot.core.errors import Conflict, Internal
 from entrepot_hub.core.eviction import measured
 from entrepot_hub.core.ledger import (
+    BAD_OBJECT,
     LIVE,
     Found,
     GrantOutcome,
@@ -210,6 +211,16 @@ def settled(
         uploader=match.node if sure else None,
     )
     return Settlement(ready, tuple(ended), measured(now - match.accepted_at))
+
+
+def disgraced(grants: Iterable[GrantRecord]) -> list[GrantRecord]:
+    """The grants that a condemned object may have come by, ended such that it answers to none of them when it is put
+    there again: a URL outlives its object."""
+    return [
+        replace(grant, status=GrantStatus.FAILED, reason=BAD_OBJECT)
+        for grant in grants
+        if grant.status is GrantStatus.DONE and grant.reason != BAD_OBJECT
+    ]
 
 
 def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> ObjectRecord | None:

@@ -348,7 +348,8 @@ class Administration:
     async def status(self, _asked: Nothing, _actor: str = ADMIN) -> Status:
         """The hub at a glance."""
         channels = await self._registry.channels()
-        nats, warnings = ((), ()) if self._bus is None else self._bus()
+        checks = {} if self._checks is None else dict(await self._checks())
+        nats, warnings = ((), ()) if self._bus is None else self._bus()  # after the checks: it tells what they found
         return Status(
             hub=self._hub_public,
             urls=self._urls,
@@ -357,7 +358,7 @@ class Administration:
             nodes=len(await self._registry.nodes()),
             quota=sum(channel.quota for channel in channels),
             charged=sum(channel.charged for channel in channels),
-            checks={} if self._checks is None else dict(await self._checks()),
+            checks=checks,
             nats=nats,
             warnings=warnings,
         )

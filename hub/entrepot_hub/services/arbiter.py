@@ -32,6 +32,7 @@ from entrepot_hub.core.limits import WORDS
 from entrepot_hub.core.rounds import ROOM_PAUSE, Rounds
 from entrepot_hub.core.transitions import STRIKE_WINDOW
 from entrepot_hub.core.wishes import Front
+from entrepot_hub.services.background import Lanes
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels, OpenChannel
 from entrepot_hub.services.metering import Metering
@@ -78,6 +79,8 @@ class Arbiter:
         self._publish = publish
         self._spawn = spawn
         self._urls = ReadUrls(clock, settings.get_url, metering)
+        self._lapsing = Lanes(spawn)
+        self._sweeping = Lanes(spawn, wide=4)
         self._mute: dict[tuple[str, str], float] = {}
         self._making_room: set[str] = set()
         self._refusals: dict[tuple[str, bytes], tuple[EntrepotError, float]] = {}
@@ -103,21 +106,35 @@ class Arbiter:
         return self.rounds.timer()
 
     async def lapse(self) -> int:
-        """End the leases that are over. What was uploaded all the same counts; the rest passes on."""
+        """End the leases that are over; how many. What was uploaded all the same counts, the rest passes on: that is
+        found out in the background, in every channel for itself."""
         lapsed = await self._database.call(self._ledger.lapse, self._clock())
         for grant in lapsed:
             slow = RetryLater("the holder was too slow or went away", kind="holder-too-slow", node=grant.node)
-            await self._after(grant, slow)
+            self._lapsing.put(grant.ref.channel, partial(self._after, grant, slow))
         return len(lapsed)
 
     async def sweep(self) -> int:
-        """Bring to rest what a crash or a lost message left: reservations, evictions, tombstones."""
-        stale = await self._database.call(self._ledger.stale, self._clock(), self.settings.put_grace)
-        for record in stale:
+        """Bring to rest what a crash or a lost message left: reservations, evictions, tombstones. How many are looked
+        after from now on, in the background and in every channel for itself."""
+        begun = 0
+        for name in await self._channels.names():
+            if self._sweeping.busy(name):
+                continue
+            stale = await self._database.call(self._ledger.stale, self._clock(), self.settings.put_grace, 100, name)
+            for record in stale:
+                begun += self._sweeping.put(name, partial(self._finish, record))
+        return begun
+
+    async def _finish(self, record: ObjectRecord) -> None:
+        try:
             view = await self._keeper.finish(record)
-            if view.record.status is ObjectStatus.READY:
-                await self.perform(self.rounds.arrived(record.ref, None, self._clock()))
-        return len(stale)
+        except RetryLater as error:
+            if error.kind == "bucket-unreachable":
+                self._sweeping.clear(record.ref.channel)  # no use in asking for each of the others: next time
+            raise
+        if view.record.status is ObjectStatus.READY:
+            await self.perform(self.rounds.arrived(record.ref, None, self._clock()))
 
     async def session_left(self, node: str, session: str) -> None:
         """A session's connection ended: its leases are short now."""
@@ -147,9 +164,11 @@ class Arbiter:
     async def settle(self, grant: GrantRecord, error: EntrepotError | None) -> None:
         """Look where a grant's object should be; it is ready, or the grant has failed."""
         now = self._clock()
+        before = await self._database.call(self._ledger.view, grant.ref)
         look = await self._keeper.look(grant.ref)
         if look.view.record.status is ObjectStatus.READY:
-            await self.perform(self.rounds.arrived(grant.ref, grant, now))
+            bringer = _bringer(before, look.view.record, grant)
+            await self.perform(self.rounds.arrived(grant.ref, bringer, now))
             return
         nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
         if look.condemned is not None:
@@ -192,7 +211,17 @@ class Arbiter:
 
     async def _within_limits(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
         """What limits and budget let pass. The rest is proposed again later, and to other nodes where only one node
-        has used up what it may."""
+        has used up what it may. Each stream of each channel is judged for itself."""
+        of: dict[tuple[str, bytes], list[Proposal]] = {}
+        for proposal in proposals:
+            of.setdefault((proposal.ref.channel, proposal.ref.stream), []).append(proposal)
+        passed: set[bytes] = set()
+        for together in of.values():
+            passed.update(proposal.grant for proposal in await self._judged_by_limits(tuple(together)))
+        return tuple(proposal for proposal in proposals if proposal.grant in passed)
+
+    async def _judged_by_limits(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
+        """The same for proposals of one stream."""
         ref = proposals[0].ref
         opening = await self._opening_where_limited(ref)
         refused = await self.metering.refused(proposals, None if opening is None else opening.length)
@@ -276,9 +305,11 @@ class Arbiter:
         """A grant ended in the ledger already: look whether its object is there all the same."""
         self.rounds.silent(grant, self._clock())
         if grant.accepted_at:
+            before = await self._database.call(self._ledger.view, grant.ref)
             look = await self._keeper.look(grant.ref)
             if look.view.record.status is ObjectStatus.READY:
-                await self.perform(self.rounds.arrived(grant.ref, grant, self._clock()))
+                bringer = _bringer(before, look.view.record, grant)
+                await self.perform(self.rounds.arrived(grant.ref, bringer, self._clock()))
                 return
             if look.condemned is not None:
                 await self.condemned(look.condemned, self._clock())
@@ -386,3 +417,12 @@ class Arbiter:
     def muted(self, channel: OpenChannel, node: str, now: float) -> bool:
         """Whether the node's reports were false too often to be looked into now."""
         return now < self._mute.get((channel.name, node), 0.0)
+
+
+def _bringer(before: ObjectView, after: ObjectRecord, grant: GrantRecord) -> GrantRecord | None:
+    """The grant that brought an object which a look found ready: none if it was ready before, or if another node did.
+    What is said again of an old upload tells nothing of how its node does now."""
+    if before.record.status is ObjectStatus.READY:
+        return None
+    able = (each for each in (grant, before.grant) if each is not None and each.node == after.uploader)
+    return next(able, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
@@ -68,3 +69,67 @@ class Background:
         except Exception:  # noqa: BLE001
             self.mistakes += 1
             self._log.exception("mistake")
+
+
+class Lanes:
+    """Work of many channels side by side, of each so many pieces at once and so many waiting: a bucket that hangs or
+    fails holds up nobody else's. What a piece raises goes to whoever guards what ``spawn`` runs; the rest goes on."""
+
+    def __init__(
+        self, spawn: Callable[[Coroutine[Any, Any, None]], object], *, wide: int = 8, most: int = 10_000
+    ) -> None:
+        self._spawn = spawn
+        self._wide = wide
+        self._most = most
+        self._waiting: dict[str, deque[Callable[[], Awaitable[object]]]] = {}
+        self._running: dict[str, int] = {}
+
+    def put(self, channel: str, work: Callable[[], Awaitable[object]]) -> bool:
+        """Have it done; False, and it is not, where too much waits in the channel already."""
+        waiting = self._waiting.setdefault(channel, deque())
+        if len(waiting) >= self._most:
+            self._start(channel)
+            return False
+        waiting.append(work)
+        self._start(channel)
+        return True
+
+    def busy(self, channel: str) -> bool:
+        """Whether anything of the channel waits or runs."""
+        self._start(channel)
+        return channel in self._waiting or channel in self._running
+
+    def clear(self, channel: str) -> None:
+        """Forget what waits in the channel."""
+        self._waiting.pop(channel, None)
+
+    def _start(self, channel: str) -> None:
+        while len(self._waiting.get(channel, ())) > 0 and self._running.get(channel, 0) < self._wide:
+            self._running[channel] = self._running.get(channel, 0) + 1
+            work = self._next(channel)
+            if self._spawn(self._run(channel, work)) is False:  # too much runs already: it waits for the next call
+                self._waiting.setdefault(channel, deque()).appendleft(work)
+                self._ended(channel)
+                return
+
+    def _next(self, channel: str) -> Callable[[], Awaitable[object]]:
+        waiting = self._waiting[channel]
+        work = waiting.popleft()
+        if not waiting:
+            del self._waiting[channel]
+        return work
+
+    async def _run(self, channel: str, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            self.clear(channel)  # the hub stops
+            raise
+        finally:
+            self._ended(channel)
+            self._start(channel)
+
+    def _ended(self, channel: str) -> None:
+        self._running[channel] -= 1
+        if not self._running[channel]:
+            del self._running[channel]

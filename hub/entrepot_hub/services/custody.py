@@ -48,7 +48,8 @@ class ShowCredentials(Request, frozen=True, kw_only=True):
 
 class CustodyView(View, frozen=True, kw_only=True):
     """Which keys the bucket of a channel has, and had. ``channels``: all that share it. ``changed`` False: the keys
-    that were given were there already. ``now``: the hub's time."""
+    that were given were there already. ``others``: channels on other buckets that use a key of this list which is
+    retired here: it may not be deleted at the provider. ``now``: the hub's time."""
 
     channel: str
     bucket: str
@@ -56,6 +57,7 @@ class CustodyView(View, frozen=True, kw_only=True):
     keys: list[KeyView]
     now: float
     changed: bool = False
+    others: list[str] = msgspec.field(default_factory=list)
 
 
 class Custody:
@@ -185,11 +187,26 @@ async def _sharing(desk: Desk, record: BucketRecord) -> list[str]:
     return [channel.name for channel in await desk.registry.channels() if channel.bucket.id == record.id]
 
 
+async def _others(desk: Desk, channel: Channel, keys: list[KeyView]) -> list[str]:
+    """Channels on other buckets that still go by a key which is retired here."""
+    retired = {key.label for key in keys if key.retired_at is not None}
+    found = []
+    for other in await desk.registry.channels():
+        if not retired or other.bucket.id == channel.bucket.id:
+            continue
+        theirs = await desk.registry.bucket_keys(other.bucket.id)
+        if any(key.label in retired and key.retired_at is None for key in theirs):
+            found.append(other.name)
+    return found
+
+
 async def _view(desk: Desk, channel: Channel) -> CustodyView:
+    keys = [key_view(key) for key in await desk.registry.bucket_keys(channel.bucket.id)]
     return CustodyView(
         channel=channel.name,
         bucket=channel.bucket.url,
         channels=await _sharing(desk, channel.bucket),
-        keys=[key_view(key) for key in await desk.registry.bucket_keys(channel.bucket.id)],
+        keys=keys,
+        others=await _others(desk, channel, keys),
         now=desk.clock(),
     )

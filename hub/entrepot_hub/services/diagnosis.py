@@ -7,8 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from entrepot.core.errors import InvalidInput
 from entrepot.core.units import format_size, spell_duration
 from entrepot_hub.adapters.buckets.interface import Binds, Facts
+from entrepot_hub.adapters.buckets.location import FolderLocation, parse_location
 from entrepot_hub.services.administration import ChannelCreate, MadeChannel
 from entrepot_hub.services.desk import Desk, Operation, Request, View
 
@@ -129,15 +131,15 @@ class PolicyView(View, frozen=True, kw_only=True):
     lost: list[str]
 
 
-def of_binds(binds: Binds) -> list[Check]:
-    """What the provider holds of each thing that a grant binds."""
-    checks = []
+def of_binds(binds: Binds, *, tried: bool = True) -> list[Check]:
+    """What the provider holds of each thing that a grant binds. ``tried``: just now, else it is what was found then."""
+    checks, since = [], "" if tried else ", as found before"
     for name, (holds, fails, outcome, mend) in _BOUND.items():
         words = name.replace("_", " ")
         if getattr(binds, name):
-            checks.append(Check(name=words, outcome="ok", text=holds))
+            checks.append(Check(name=words, outcome="ok", text=holds + since))
         else:
-            checks.append(Check(name=words, outcome=outcome, text=fails, mend=mend))
+            checks.append(Check(name=words, outcome=outcome, text=fails + since, mend=mend))
     return checks
 
 
@@ -179,14 +181,22 @@ def of_facts(facts: Facts, *, public_read: bool, region: str | None) -> list[Che
         text = "browsers of other sites may read" if facts.cors else "browsers of other sites may not read"
         checks.append(Check(name="cors", outcome="ok", text=f"{text}; nodes need nothing of it"))
     checks += [
-        Check(name=name.replace("_", " "), outcome="unknown", text=f"not known: {why}")
+        Check(name=name.replace("_", " "), outcome="unknown", text=f"not known: {'; '.join(_reasons(why))}")
         for name, why in sorted(facts.unknown.items())
     ]
     return checks
 
 
+def _reasons(text: str) -> list[str]:
+    """Reasons that a driver joined, each once; one that another one says in more words is left out."""
+    parts = list(dict.fromkeys(text.split("; ")))
+    return [part for part in parts if not any(other != part and other.startswith(part) for other in parts)]
+
+
 def of_quota(quota: int, largest: int, object_size: int) -> Check:
     """Whether the quota leaves readers room. ``largest``: bytes of the largest stream that was ever asked for."""
+    if not largest:
+        return Check(name="quota", outcome="ok", text=f"{format_size(quota)}; no stream was asked for yet")
     if quota >= ROOM * largest:
         return Check(
             name="quota", outcome="ok", text=f"{format_size(quota)} for streams of up to {format_size(largest)}"
@@ -320,10 +330,19 @@ class ExaminedChannel(MadeChannel, frozen=True, kw_only=True):
 
 async def create(desk: Desk, asked: ChannelCreate, actor: str) -> ExaminedChannel:
     """See :meth:`Administration.create_channel`; a new one's bucket is looked at by the doctor."""
+    place = parse_location(asked.bucket)
+    if isinstance(place, FolderLocation) and desk.settings.folder.is_relative_to(place.path):
+        raise InvalidInput(
+            f"{place.path} holds the hub's own folder: its keys and its database do not belong into a bucket",
+            kind="invalid-setting",
+            hint="Name a folder of its own.",
+        )
     made = await desk.administration.create_channel(asked, actor)
     checks: list[Check] = []
     if made.made:
-        found = await diagnose(desk, Diagnose(name=made.name, probe=False), actor)
+        from entrepot_hub.services.doctor import Doctor
+
+        found = await Doctor(desk).diagnose(Diagnose(name=made.name, probe=False), actor, tried=True)
         checks = [check for check in found.checks if check.outcome != "ok"]
     return ExaminedChannel(**msgspec.structs.asdict(made), checks=checks)
 

@@ -46,17 +46,21 @@ from entrepot_hub.services.presence import Presence
 
 type Handler = Callable[[OpenChannel, Member, Any], Awaitable[Message | None]]
 
+#: A node in one of its channels.
+type Speaker = tuple[str, str]
+
 QUEUE = "hub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchSettings:
-    """``at_once``: messages in work at the same time, ``of_one`` of them one node's; ``waiting_of_one``: those of one
-    node that may wait, ``waiting``: those of one verb that may wait to be sorted by node. Further ones are dropped, as
-    on any lossy bus, and said again by their senders."""
+    """``at_once``: messages in work at the same time, ``of_one`` of them one node's and ``of_channel`` one channel's,
+    whose bucket may be dead; ``waiting_of_one``: those of one node that may wait, ``waiting``: those of one verb that
+    may wait to be sorted by node. Further ones are dropped, as on any lossy bus, and said again by their senders."""
 
-    at_once: int = 256
+    at_once: int = 512
     of_one: int = 16
+    of_channel: int = 64
     waiting_of_one: int = 1024
     waiting: int = 8192
 
@@ -71,7 +75,8 @@ class _Verb:
 class Dispatcher:
     """Subscribes to the verbs and answers them. ``spawn`` runs a message's work in the background (False: it will not).
 
-    Nodes take turns, so whoever says much waits for itself and delays the others by no more than ``of_one`` messages.
+    Nodes take turns in each of their channels, so whoever says much waits for itself and delays the others by no more
+    than ``of_one`` messages; and a channel whose bucket does not answer keeps no more than ``of_channel`` of them.
     """
 
     def __init__(
@@ -89,8 +94,11 @@ class Dispatcher:
         self._presence = presence
         self._spawn = spawn
         self._settings = settings or DispatchSettings()
-        self._waiting: dict[str, deque[BusMessage]] = {}
-        self._turns: deque[str] = deque()  # nodes with waiting messages that may have one more in work
+        # Whoever has messages waiting stands once: for a turn, or apart until its node or its channel has less in work.
+        self._waiting: dict[Speaker, deque[BusMessage]] = {}
+        self._turns: deque[Speaker] = deque()
+        self._apart: dict[str, deque[Speaker]] = {}
+        self._queued: Counter[str] = Counter()
         self._working: Counter[str] = Counter()
         self._at_work = 0
         self._log = structlog.get_logger("dispatcher")
@@ -126,44 +134,66 @@ class Dispatcher:
         }
 
     def _receive(self, message: BusMessage) -> None:
-        node = message.subject.rpartition(".")[2]  # the server lets a node publish under its own key only
-        queue = self._waiting.get(node)
-        if queue is None:
-            queue = self._waiting[node] = deque()
-            if self._working[node] < self._settings.of_one:
-                self._turns.append(node)
-        if len(queue) >= self._settings.waiting_of_one:
+        # The server lets a node publish under its own key only, and in its own channels.
+        node, channel = message.subject.rpartition(".")[2], message.subject.split(".", 2)[1]
+        if self._queued[node] >= self._settings.waiting_of_one:
             self.dropped += 1
             return
+        self._queued[node] += 1
+        queue = self._waiting.get((node, channel))
+        if queue is None:
+            queue = self._waiting[node, channel] = deque()
+            self._turns.append((node, channel))
         queue.append(message)
         self._go_on()
 
     def _go_on(self) -> None:
-        """Begin as much as may be in work; each node in turn, one message at a time."""
+        """Begin as much as may be in work; each speaker in turn, one message at a time."""
         while self._turns and self._at_work < self._settings.at_once:
-            node = self._turns.popleft()
-            queue = self._waiting[node]
+            speaker = self._turns.popleft()
+            node, channel = speaker
+            full = self._full(node, channel)
+            if full is not None:
+                self._apart.setdefault(full, deque()).append(speaker)
+                continue
+            queue = self._waiting[speaker]
             message = queue.popleft()
+            self._less(self._queued, node)
             self._working[node] += 1
+            self._working[_of(channel)] += 1
             self._at_work += 1
-            if not queue:
-                del self._waiting[node]
-            elif self._working[node] < self._settings.of_one:
-                self._turns.append(node)
-            if not self._spawn(self._handle(node, message)):
+            if queue:
+                self._turns.append(speaker)
+            else:
+                del self._waiting[speaker]
+            if not self._spawn(self._handle(speaker, message)):
                 self.dropped += 1
-                self._ended(node)
+                self._ended(speaker)
 
-    def _ended(self, node: str) -> None:
-        """A message of the node is out of work."""
-        if node in self._waiting and self._working[node] == self._settings.of_one:
-            self._turns.append(node)
+    def _full(self, node: str, channel: str) -> str | None:
+        """Who has as much in work as may be: the node, or the channel."""
+        if self._working[node] >= self._settings.of_one:
+            return node
+        return _of(channel) if self._working[_of(channel)] >= self._settings.of_channel else None
+
+    def _ended(self, speaker: Speaker) -> None:
+        """A message is out of work: whoever waited for that stands for a turn again."""
         self._at_work -= 1
-        self._working[node] -= 1
-        if not self._working[node]:
-            del self._working[node]
+        for one in (speaker[0], _of(speaker[1])):
+            self._less(self._working, one)
+            apart = self._apart.get(one)
+            if apart is not None:
+                self._turns.append(apart.popleft())
+                if not apart:
+                    del self._apart[one]
 
-    async def _handle(self, node: str, message: BusMessage) -> None:
+    @staticmethod
+    def _less(counter: Counter[str], one: str) -> None:
+        counter[one] -= 1
+        if not counter[one]:
+            del counter[one]
+
+    async def _handle(self, speaker: Speaker, message: BusMessage) -> None:
         try:
             answer = await self._answer(message)
             if answer is not None and message.reply is not None:
@@ -171,7 +201,7 @@ class Dispatcher:
         except RetryLater:
             self.refused += 1  # the bus is down: the sender hears nothing and says it again
         finally:
-            self._ended(node)
+            self._ended(speaker)
             self._go_on()
 
     async def _answer(self, message: BusMessage) -> Message | None:
@@ -205,3 +235,8 @@ class Dispatcher:
 
 def _ack(reason: Reason) -> Message:
     return Ack(error=reason)
+
+
+def _of(channel: str) -> str:
+    """A channel among names of nodes: no key of a node begins so."""
+    return f"channel {channel}"

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 from entrepot.core.errors import EntrepotError, NotFound
@@ -41,6 +41,12 @@ from entrepot_hub.services.diagnosis import (
     of_quota,
 )
 
+#: What the drivers say of a bucket that is not there, and what mends it once there is a channel on it.
+_MISSING: Final = {
+    "there is no folder ": "Make it (mkdir), or mount its disk",
+    "there is no bucket ": "Make it at the provider",
+    "there is no container ": "Make it at the provider",
+}
 _LOOKS: Final = 5
 _LENGTH: Final = 1000
 _PATIENCE: Final = 90.0  # seconds for all of it: the socket's client waits for 120
@@ -52,13 +58,14 @@ class Doctor:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def diagnose(self, asked: Diagnose, actor: str) -> Diagnosis:
-        """Everything, worst outcomes and all; raises only NotFound (``no-such-channel``)."""
+    async def diagnose(self, asked: Diagnose, actor: str, *, tried: bool = False) -> Diagnosis:
+        """Everything, worst outcomes and all; raises only NotFound (``no-such-channel``). ``tried``: uploads were tried
+        just now, so what is known of them is not called old."""
         record = await self._desk.registry.channel(asked.name)
         try:
             async with asyncio.timeout(_PATIENCE):
                 channel = await self._desk.channels.channel(asked.name)
-                checks = await self._checks(channel, actor, probe=asked.probe)
+                checks = await self._checks(channel, actor, probe=asked.probe, tried=tried)
                 binds = asdict(channel.bucket.binds)
         except EntrepotError as error:
             checks, binds = [_failed("bucket", error)], dict(record.bucket.binds)
@@ -70,7 +77,7 @@ class Doctor:
         checks += await self._bus()
         return Diagnosis(channel=record.name, bucket=record.bucket.url, checks=checks, binds=binds)
 
-    async def _checks(self, channel: OpenChannel, actor: str, *, probe: bool) -> list[Check]:
+    async def _checks(self, channel: OpenChannel, actor: str, *, probe: bool, tried: bool) -> list[Check]:
         bucket = channel.bucket
         checks = [await self._tried("reachable", "the bucket is there and the keys fit", bucket.start)]
         if checks[0].outcome == "failure":
@@ -87,7 +94,7 @@ class Doctor:
             text = "not tried: the hub that serves the folder does not run"
             checks.append(Check(name="upload", outcome="unknown", text=text, mend="Start it: entrepot-hub serve"))
         else:
-            checks += of_binds(bucket.binds)
+            checks += of_binds(bucket.binds, tried=tried)
         checks.append(await self._list(bucket))
         checks.append(await self._latency(channel))
         region = getattr(parse_location(channel.record.bucket.url), "region", None)
@@ -96,6 +103,8 @@ class Doctor:
         except EntrepotError as error:
             checks.append(_failed("set-up", error))
         else:
+            if self._is_folder(channel):
+                facts = replace(facts, storage_class=None)  # a folder has none
             checks += of_facts(facts, public_read=channel.record.public_read, region=region)
         return checks
 
@@ -271,7 +280,11 @@ async def _signed_put(bucket: Bucket, key: str, data: bytes) -> SignedRequest:
 
 
 def _failed(name: str, error: EntrepotError) -> Check:
-    return Check(name=name, outcome="failure", text=error.message, mend=error.hint)
+    mend = error.hint
+    for what, advice in _MISSING.items():
+        if error.message.startswith(what):
+            mend = f"{advice}: the hub makes one only when its channel is made."
+    return Check(name=name, outcome="failure", text=error.message, mend=mend)
 
 
 def _untold(name: str, error: EntrepotError) -> Check:

@@ -38,6 +38,7 @@ from entrepot.core.ranges import LAST_NUMBER, as_set, check_pairs, clip, front
 from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.ledger import (
+    LIVE,
     Ledger,
     ObjectRef,
     ObjectStatus,
@@ -61,6 +62,32 @@ WANTS = 1024
 _LIMIT_AGAIN = 5000
 #: So much of what a holder says of its failure is passed on to readers.
 _TOLD = 200
+#: Seconds between two looks at an object that members ask for, and how many looks a second one node has made.
+_LOOK_PAUSE, _LOOKS = 1.0, 10.0
+#: Objects and nodes of which that is remembered.
+_LOOKED = 10_000
+
+
+class Looks:
+    """Which looks into the bucket are made for members that ask for them: each is a request that the channel pays."""
+
+    def __init__(self) -> None:
+        self._at: dict[ObjectRef, float] = {}
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def may(self, ref: ObjectRef, node: str, now: float) -> bool:
+        """Whether to look at the object for the node now; then it counts."""
+        if 0.0 <= now - self._at.get(ref, -_LOOK_PAUSE) < _LOOK_PAUSE:
+            return False
+        left, since = self._left.get(node, (_LOOKS, now))
+        left = min(left + max(now - since, 0.0) * _LOOKS, _LOOKS)
+        if left < 1.0:
+            return False
+        for kept in (self._at, self._left):
+            if len(kept) >= _LOOKED:
+                kept.clear()
+        self._at[ref], self._left[node] = now, (left - 1.0, now)
+        return True
 
 
 class Exchange:
@@ -89,6 +116,8 @@ class Exchange:
         self._holders: dict[tuple[str, bytes, str], float] = {}
         self._news: dict[ObjectRef, float] = {}
         self._wanted: dict[tuple[str, str], dict[bytes, float]] = {}
+        self._looks = Looks()
+        self._settling: set[bytes] = set()
 
     @property
     def instance(self) -> str:
@@ -172,7 +201,7 @@ class Exchange:
         """A reader found nothing, or something else, at a key: look."""
         ref = self._ref(channel, message)
         before = await self._database.call(self._ledger.view, ref)
-        if before.record.status is ObjectStatus.READY:
+        if before.record.status is ObjectStatus.READY and self._looks.may(ref, member.node.public, self._clock()):
             await self._arbiter.look_again(before.record)
         return Ack()
 
@@ -291,7 +320,18 @@ class Exchange:
                 grant, error or Corrupt("a grant was reported done that was never accepted"), self._clock()
             )
             return Ack()
-        await self._arbiter.settle(grant, error)
+        now = self._clock()
+        if grant.status not in LIVE and (
+            now > grant.put_until + self._settings.put_grace or not self._looks.may(grant.ref, grant.node, now)
+        ):
+            return Ack()  # nothing can have come of it, or somebody looked just now
+        if grant.grant in self._settling:
+            return Ack()
+        self._settling.add(grant.grant)
+        try:
+            await self._arbiter.settle(grant, error)
+        finally:
+            self._settling.discard(grant.grant)
         return Ack()
 
     async def added(self, channel: OpenChannel, member: Member, message: Added) -> Ack:

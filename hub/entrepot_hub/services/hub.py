@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -27,11 +28,12 @@ from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.nats_server import NatsServer, NatsServerSettings
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.adapters.sql_ledger import SqlLedger
+from entrepot_hub.core.members import Channel
 from entrepot_hub.core.nats_identity import NatsIdentity
 from entrepot_hub.core.rounds import Rounds
 from entrepot_hub.services.administration import Administration
 from entrepot_hub.services.arbiter import Arbiter
-from entrepot_hub.services.background import Background
+from entrepot_hub.services.background import Background, Lanes
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.custody import Custody
 from entrepot_hub.services.desk import Desk
@@ -54,6 +56,11 @@ _SEEN = 60.0
 _QUOTA = 30.0  # between two looks for channels that hold more than a quota that was lowered
 _PRUNE = 300.0
 _DUE = 300.0  # seconds between two looks for buckets that are due to be compared with the ledger
+_COMPARING = 8  # such looks at once: the next one does not wait for a bucket that is slow or endless
+_BUCKET_SLOW = 2.5  # seconds after which a bucket counts as one that does not answer
+_BUCKET_WAIT = 0.5  # seconds that is waited for buckets whose state is known
+_BUCKET_KNOWN = 60.0  # seconds for which it is
+_BUCKET_LOOK = 30.0  # seconds after which nobody waits for it any more
 _HISTORY = 7 * 86_400.0  # for so long the ledger remembers what is over
 _TICK = 1.0  # the longest pause of the rounds' timer
 _REVOCATIONS = "revocations"
@@ -75,6 +82,9 @@ class Hub:
         self._log = structlog.get_logger("hub")
         self._nats: NatsServer | None = None
         self._web: WebServer | None = None
+        self._looks: dict[str, tuple[float, asyncio.Event]] = {}  # at buckets, under way: since when, and their ends
+        self._seen: dict[str, tuple[str, float]] = {}  # what the last look at each channel's bucket found, and when
+        self._degraded: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -213,7 +223,9 @@ class Hub:
         background.every(_LAPSE, arbiter.lapse)
         background.every(_SWEEP, arbiter.sweep)
         reconciler = Reconciler(database, ledger, channels, keeper, time.time, arbiter.mended)
-        background.every(_DUE, lambda: reconciler.due(self.settings.limits.reconcile))
+        comparing = Lanes(background.spawn, wide=_COMPARING, most=1)
+        due = partial(reconciler.due, self.settings.limits.reconcile)
+        background.every(_DUE, lambda: _begun(comparing, due))
         background.every(metering.settings.flush, metering.flush)
         background.every(metering.settings.sample, metering.sample)
         background.every(_QUOTA, arbiter.within_quota)
@@ -242,6 +254,7 @@ class Hub:
             {"database": self._probe_database, "nats": self._probe_nats, "buckets": self._probe_buckets},
             time.monotonic,
             lambda: () if self.nats_warning() is None else ("nats-address",),
+            lesser=("buckets",),
         )
         administration = Administration(
             self._registry,
@@ -328,7 +341,11 @@ class Hub:
     def _told_of_bus(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Where nodes are told to find NATS, and all that the admin should know."""
         nats, warnings = self.settings.nats_told(self._nats_port)
-        return nats, warnings + self._metering.warnings()
+        degraded = tuple(
+            f"the bucket of channel {name} does not answer as it should ({kind}): nothing moves there"
+            for name, kind in sorted(self._degraded.items())
+        )
+        return nats, warnings + self._metering.warnings() + degraded
 
     async def _note_seen(self) -> None:
         heard = self._presence.heard_since(time.time() - 2 * _SEEN)
@@ -367,9 +384,44 @@ class Hub:
             raise self._bus.reason
 
     async def _probe_buckets(self) -> None:
-        for record in await self._registry.channels():
-            channel = await self._channels.channel(record.name)
-            await channel.bucket.head(owner_mark_key(record.bucket.prefix))
+        """Look at all of them side by side, each look by itself: one that hangs is not begun again, and counts as
+        before until it is slow."""
+        records = await self._registry.channels()
+        for record in records:
+            if record.name not in self._looks:
+                begun = self._looks[record.name] = (time.monotonic(), asyncio.Event())
+                if not self._background.spawn(self._look_at_bucket(record, begun[1])):
+                    del self._looks[record.name]
+        known = time.monotonic() - _BUCKET_KNOWN
+        fresh = all(self._seen.get(record.name, ("", known))[1] > known for record in records)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BUCKET_WAIT if fresh else _BUCKET_SLOW):
+                for _, ended in list(self._looks.values()):
+                    await ended.wait()
+        now = time.monotonic()
+        for name, (since, _) in self._looks.items():
+            if now >= since + _BUCKET_SLOW:
+                self._seen[name] = ("deadline", now)
+        found = {record.name: self._seen.get(record.name, ("deadline", now))[0] for record in records}
+        self._degraded = {name: kind for name, kind in found.items() if kind != "ok"}
+        if self._degraded:
+            raise RetryLater("not every bucket answers", kind="bucket-unreachable")
+
+    async def _look_at_bucket(self, record: Channel, ended: asyncio.Event) -> None:
+        kind = "deadline"
+        try:
+            async with asyncio.timeout(_BUCKET_LOOK):
+                channel = await self._channels.channel(record.name)
+                await channel.bucket.head(owner_mark_key(record.bucket.prefix))
+            kind = "ok"
+        except EntrepotError as error:
+            kind = error.kind
+        except TimeoutError:
+            pass
+        finally:
+            self._seen[record.name] = (kind, time.monotonic())
+            self._looks.pop(record.name, None)
+            ended.set()
 
     async def _load_revocations(self) -> dict[str, float]:
         stored = await self._registry.setting(_REVOCATIONS)
@@ -378,3 +430,8 @@ class Hub:
     async def _save_revocations(self) -> None:
         self._accounts.load(await self._load_revocations())
         await self._registry.set_setting(_REVOCATIONS, msgspec.json.encode(dict(self._accounts.revocations)))
+
+
+async def _begun(lanes: Lanes, work: Callable[[], Awaitable[object]]) -> None:
+    """Begin work that nobody waits for."""
+    lanes.put("", work)

@@ -23,7 +23,7 @@ def origin_of_file(path: Path, side: Side | None = None) -> Origin:
 
 def origin_of_environment(variables: Mapping[str, str], side: Side | None = None) -> Origin:
     """The bucket that an environment tells of. Raises as :func:`find_origin`."""
-    return find_origin(variables, side)
+    return find_origin(variables, side, where="in the environment")
 
 
 def with_keys(origin: Origin) -> Origin:

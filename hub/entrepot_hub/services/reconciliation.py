@@ -19,17 +19,18 @@ something that is no key   left alone, and told
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from entrepot.core.errors import Conflict, Corrupt, InvalidInput, NotFound
+from entrepot.core.errors import Conflict, Corrupt, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.format import decode_header, decode_opening, header_length
 from entrepot.core.geometry import FIXED_HEADER_LENGTH
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.keys import owner_mark_key, parse_object_key
-from entrepot_hub.adapters.buckets import Entry
+from entrepot_hub.adapters.buckets import Entry, Listing
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.sql_ledger import SqlLedger
 from entrepot_hub.core.keyspace import floor_place
@@ -40,6 +41,8 @@ from entrepot_hub.services.comparison import EXAMPLES, Comparison, Finding
 
 #: Other locks, and things that are no object's, that are looked for at the top of the prefix.
 _STRANGERS: Final = 200
+#: Channels that are compared at the same time.
+_AT_ONCE: Final = 4
 #: An unfinished run that has not moved for so many seconds belongs to a hub that is gone.
 _PATIENCE: Final = 600.0
 
@@ -70,24 +73,37 @@ class Reconciler:
 
     async def due(self, period: float) -> int:
         """Run every channel whose last run began ``period`` seconds ago; how many were run. A run that a dead hub left
-        goes on where it stopped."""
-        ran = 0
-        for name in await self._channels.names():
-            run = await self._database.call(self._ledger.claim_run, name, self._clock(), period, _PATIENCE)
-            if run is None:
-                continue
-            ran += 1
-            counts, cursor = Counter({k: int(v) for k, v in run.counts.items() if k != "at"}), run.cursor
-            while True:
-                page = await self.step(name, cursor)
-                counts.update(page.counts, listed=page.listed, bytes=page.bytes, agreed=page.agreed)
-                cursor, kept = page.cursor, {key: float(value) for key, value in counts.items()}
-                run = await self._database.call(
-                    self._ledger.note_run, run, cursor, kept, self._clock(), ended=cursor is None
-                )
-                if cursor is None:
-                    break
-        return ran
+        goes on where it stopped. Raises what kept one of them from it, once all others were run."""
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(name: str) -> bool | EntrepotError:
+            async with turns:
+                try:
+                    return await self._run(name, period)
+                except EntrepotError as error:
+                    return error  # told below: a bucket that does not answer keeps no other channel from its run
+
+        names = await self._channels.names()
+        outcomes = await asyncio.gather(*(one(name) for name in names))
+        failed = [outcome for outcome in outcomes if isinstance(outcome, EntrepotError)]
+        if failed:
+            raise failed[0]
+        return sum(outcome is True for outcome in outcomes)
+
+    async def _run(self, name: str, period: float) -> bool:
+        """The channel's run, if one is due."""
+        run = await self._database.call(self._ledger.claim_run, name, self._clock(), period, _PATIENCE)
+        if run is None:
+            return False
+        counts, cursor = Counter({k: int(v) for k, v in run.counts.items() if k != "at"}), run.cursor
+        while run.ended_at is None:
+            page = await self.step(name, cursor)
+            counts.update(page.counts, listed=page.listed, bytes=page.bytes, agreed=page.agreed)
+            cursor, kept = page.cursor, {key: float(value) for key, value in counts.items()}
+            run = await self._database.call(
+                self._ledger.note_run, run, cursor, kept, self._clock(), ended=cursor is None
+            )
+        return True
 
     async def step(self, name: str, cursor: str | None = None, *, dry_run: bool = False, pages: int = 1) -> Comparison:
         """Compare the next pages after ``cursor`` and mend what differs, unless it is a ``dry_run``.
@@ -107,7 +123,7 @@ class Reconciler:
         return result
 
     async def _page(self, channel: OpenChannel, cursor: str | None, result: Comparison) -> str | None:
-        listing = await channel.bucket.list(_top(channel), cursor, self._page_size)
+        listing = await self._listed(channel, _top(channel), cursor, self._page_size)
         entries: dict[Place, Entry] = {}
         for entry in listing.entries:
             result.listed += 1
@@ -124,6 +140,21 @@ class Reconciler:
         for place in sorted(entries.keys() | known.keys()):
             await self._compare(channel, place, entries.get(place), known.get(place), result)
         return listing.next
+
+    @staticmethod
+    async def _listed(channel: OpenChannel, prefix: str, after: str | None, limit: int) -> Listing:
+        """A page of the listing, if it is one: whoever answers with what came before would be listened to for ever."""
+        listing = await channel.bucket.list(prefix, after, limit)
+        keys = [entry.key for entry in listing.entries]
+        ends = [key for key in (after, *keys, listing.next) if key is not None]
+        if len(keys) > limit or ends != sorted(ends) or (after is not None and after in (*keys, listing.next)):
+            raise RetryLater(
+                "the bucket's listing goes in circles",
+                kind="bucket-unreachable",
+                hint="Its provider, or what stands before it, does not list as it should.",
+                channel=channel.name,
+            )
+        return listing
 
     async def _known(self, channel: OpenChannel, after: Place | None, through: Place | None) -> dict[Place, ObjectView]:
         known: dict[Place, ObjectView] = {}
@@ -150,7 +181,7 @@ class Reconciler:
             case ObjectStatus.EVICTING:
                 result.agreed += 1  # leaving: its eviction decides
             case ObjectStatus.READY if entry is None or view is None or entry.etag != view.record.etag:
-                await self._look(ref, key, entry, result)
+                await self._look(ref, key, entry, result, 0 if view is None else view.record.size)
             case ObjectStatus.RESERVED if entry is not None and entry.length > 0:
                 await self._look(ref, key, entry, result)
             case ObjectStatus.TOMBSTONE if entry is None or entry.length > 0:
@@ -160,9 +191,10 @@ class Reconciler:
             case _:
                 result.agreed += 1
 
-    async def _look(self, ref: ObjectRef, key: str, entry: Entry | None, result: Comparison) -> None:
+    async def _look(self, ref: ObjectRef, key: str, entry: Entry | None, result: Comparison, size: int = 0) -> None:
+        """``size``: what the ledger says, for what is not in the listing."""
         if result.dry_run:
-            _tell(result, key, "differs" if entry is not None else "lost", 0 if entry is None else entry.length)
+            _tell(result, key, "differs" if entry is not None else "lost", size if entry is None else entry.length)
             return
         before = (await self._database.call(self._ledger.view, ref)).record
         after = (await self._keeper.look(ref)).view.record
@@ -243,7 +275,7 @@ class Reconciler:
         start, after = (f"{prefix}/" if prefix else ""), None
         locks = await self._channels.locks_on(channel.record.bucket.id)
         for _ in range(_STRANGERS):
-            listing = await channel.bucket.list(start, after, 1)
+            listing = await self._listed(channel, start, after, 1)
             if not listing.entries:
                 return
             entry = listing.entries[0]
@@ -251,7 +283,8 @@ class Reconciler:
             after = f"{start}{first}/~" if slash else entry.key
             if entry.key == owner_mark_key(prefix) or first in locks:
                 continue
-            _tell(result, f"{start}{first}{slash}", "foreign", 0)
+            # Of many keys with one beginning only one was asked for: their bytes are not known.
+            _tell(result, f"{start}{first}{slash}", "foreign", 0 if slash else entry.length)
             if listing.next is None:
                 return
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from entrepot.core.api import ChannelDetail, LimitView
-from entrepot.core.errors import InvalidInput
+from entrepot.core.errors import InvalidInput, RetryLater
+from entrepot.core.units import format_size
 from entrepot_hub.core.limits import EACH, LIMITS, WHOLE, WORDS, Limits, changed
 from entrepot_hub.core.prices import (
     BUILT_IN,
@@ -342,8 +343,22 @@ async def set_limits(desk: Desk, asked: LimitSet, actor: str) -> list[LimitView]
 
 
 async def set_quota(desk: Desk, asked: QuotaSet, actor: str) -> QuotaView:
-    """Another quota. What is stored beyond it leaves in the background of a running hub. NotFound, InvalidInput."""
+    """Another quota. What is stored beyond it leaves in the background of a running hub. NotFound, InvalidInput,
+    RetryLater (``over-quota``) where pins would leave too little of it."""
     before = await desk.registry.channel(asked.name)
+    from entrepot_hub.services.pins import reserve
+
+    pinned = sum(each.kept for each in await desk.database.call(desk.ledger.pins, asked.name))
+    least = pinned + reserve(before.lock)
+    if pinned and asked.quota < least:
+        raise RetryLater(
+            f"{format_size(pinned)} of {asked.name} are pinned: with a quota of {format_size(asked.quota)} too little "
+            "room would be left for anything else",
+            kind="over-quota",
+            hint=f"Unpin a stream (entrepot-hub channel pins {asked.name}), or take at least {format_size(least)}.",
+            pinned=pinned,
+            least=least,
+        )
     after = await desk.registry.set_quota(asked.name, asked.quota, now=desk.clock(), actor=actor)
     desk.channels.forget(channel=asked.name)
     if desk.arbiter is not None:

@@ -25,7 +25,8 @@ _PATIENCE = 3.0  # seconds for the hubs to answer whoami
 def join(
     url: Annotated[str, typer.Argument(metavar="URL", help="The invite; - reads it from stdin.", show_default=False)],
     name: Annotated[
-        str | None, typer.Option("--name", help="What others see this node as; by default the machine's name.")
+        str | None,
+        typer.Option("--name", help="What others see this node as; by default as before, else the machine's name."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

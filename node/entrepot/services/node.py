@@ -172,16 +172,19 @@ class Node:
     # -- membership ---------------------------------------------------------------------------------------------
 
     async def join(self, invite_url: str, *, name: str | None = None) -> Joined:
-        """Take up an invite under ``name`` (this machine's name if none is given). May be repeated.
+        """Take up an invite under ``name``: if none is given, the name that this node has there already, else this
+        machine's. May be repeated.
 
         Raises ``invalid-token``, ``bad-invite``, ``expired``, ``hub-unreachable``.
         """
         invite = Invite.parse(invite_url, plain=self.settings.hub.plain)
         key = await self._keys.hub_key(invite.hub_public)
-        shown = name if name is not None else await asyncio.to_thread(_machine_name)
+        known = [hub.name for hub in await self._hubs.list() if hub.public == invite.hub_public]
+        if name is None:
+            name = known[0] if known else await asyncio.to_thread(_machine_name)
         client_settings = self.settings.hub_settings(invite.url)
         async with HubClient(invite.url, key, invite.hub_public, client_settings) as client:
-            joined = await client.join(invite, shown)
+            joined = await client.join(invite, name)
             info = await client.session()
         bare = JoinedHub(invite.url, invite.hub_public, host_of(invite.url), info.name, key.public)
         hub = with_channels(bare, channels_of(bare, info.channels))

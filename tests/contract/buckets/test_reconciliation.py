@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from tests.servers.grid import Content
 
+from entrepot.core.errors import RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.lock import SchemaLock
-from entrepot_hub.adapters.buckets import Bucket
+from entrepot_hub.adapters.buckets import Bucket, Listing
 from entrepot_hub.adapters.buckets.probe import send
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.registry import Registry
@@ -280,3 +281,20 @@ async def test_a_run_is_one_hubs_and_goes_on_where_it_stopped(world: World) -> N
     last = await world.database.call(world.ledger.last_run, "demo")
     assert last is not None
     assert (last.id, last.ended_at is not None, last.counts["listed"]) == (run.id, True, 3.0)
+
+
+async def test_a_listing_that_goes_in_circles_is_no_listing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers every page with the same keys is not listened to for ever; nothing is changed by it."""
+    await world.put(stream())
+    page = await world.bucket.list(world.base)
+    last = page.entries[-1].key
+
+    async def again(_prefix: str, _after: str | None = None, _limit: int = 1000) -> Listing:
+        return Listing(entries=page.entries, next=last)
+
+    before = await world.keys()
+    monkeypatch.setattr(type(world.bucket), "list", staticmethod(again))
+    with pytest.raises(RetryLater, match="circles"):
+        await world.reconciler.step("demo", None, pages=1000)
+    monkeypatch.undo()
+    assert await world.keys() == before

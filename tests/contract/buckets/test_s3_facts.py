@@ -233,4 +233,4 @@ async def test_a_folder(tmp_path: Any) -> None:
         public_write=False,
         clock_skew=0.0,
     )
-    assert set(facts.unknown) == {"region"}
+    assert facts.unknown == {}

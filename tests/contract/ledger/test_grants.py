@@ -250,3 +250,13 @@ def test_objects_are_looked_after_in_the_order_in_which_they_were_granted(ledger
     ledger.grant([proposal(of) for of in refs], 10.0)
     ledger.lapse(21.0)
     assert [record.ref for record in ledger.stale(22.0, GRACE, 3)] == refs[:3]
+
+
+def test_one_channel_is_looked_after_whatever_lies_in_another(ledger: Ledger) -> None:
+    """With a channel given its own objects are listed, however many of another one come before them."""
+    refs = [ref(0, channel="other"), ref(1, channel="other"), ref(2), ref(3)]
+    ledger.grant([proposal(of) for of in refs], 10.0)
+    ledger.lapse(21.0)
+    assert [record.ref for record in ledger.stale(22.0, GRACE, 2, "demo")] == refs[2:]
+    assert [record.ref for record in ledger.stale(22.0, GRACE, 1, "other")] == refs[:1]
+    assert ledger.stale(22.0, GRACE, 2, "unknown") == []

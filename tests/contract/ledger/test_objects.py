@@ -157,7 +157,7 @@ def test_a_ready_object_that_changed_is_matched_anew(ledger: Ledger) -> None:
 def test_what_was_released_is_taken_only_where_it_fits(ledger: Ledger) -> None:
     """The quota holds even when something lands after its bytes were given to another."""
     ready(ledger, ref(0))
-    ledger.condemn(ref(0), None, 11.0)
+    assert [record.ref for record in ledger.evict_begin("demo", 1, 11.0, GRACE)] == [ref(0)]
     ledger.evict_end(ref(0), False, 11.0)
     big = granted(ledger, ref(1), 12.0, size=QUOTA - 50)
     assert ledger.settle(ref(0), found(), 13.0, GRACE) is None
@@ -183,6 +183,23 @@ def test_condemning_a_ready_object_makes_it_leave(ledger: Ledger) -> None:
     ledger.evict_end(ref(), True, 12.0)
     assert status(ledger, ref()) is ObjectStatus.ABSENT
     assert charged(ledger) == 0
+
+
+def test_what_was_condemned_is_not_taken_again_by_its_old_url(ledger: Ledger) -> None:
+    """A PUT URL outlives its object: the same bytes put there again answer to no grant, a successor's do."""
+    first = uploading(ledger, ref())
+    assert ledger.settle(ref(), found(), 12.0, GRACE) is not None
+    assert ledger.condemn(ref(), "e1", 13.0) is not None
+    ledger.evict_end(ref(), True, 14.0)
+    ended = ledger.find_grant(first.grant)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (GrantStatus.FAILED, "bad-object")
+    ledger.clear_tombstone(ref(), 15.0)
+    assert ledger.settle(ref(), found(etag="e2"), 16.0, GRACE) is None
+    uploading(ledger, ref(), 17.0, node="B")
+    view = ledger.settle(ref(), found(etag="e3"), 18.0, GRACE)
+    assert view is not None
+    assert (view.record.status, view.record.uploader) == (ObjectStatus.READY, "B")
 
 
 def test_a_look_does_not_stop_an_eviction(ledger: Ledger) -> None:

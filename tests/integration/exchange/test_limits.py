@@ -16,6 +16,7 @@ from tests.servers.grid import Content, Grid, Peer, send, until
 from entrepot.core.errors import Denied, RetryLater
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import Ack, Cancel, Got
+from entrepot_hub.core.ledger import ObjectRef, Proposal
 
 OBJECT = 65536
 
@@ -239,3 +240,39 @@ async def test_a_member_who_may_only_read_is_limited_too(grid: Grid, lock: Schem
     assert reply.objects == ()
     assert reply.reason is not None
     assert reply.reason.kind == "over-limit"
+
+
+def proposed(content: Content, number: int) -> Proposal:
+    """A proposal as the rounds make it."""
+    ref = ObjectRef(content.lock.channel, content.lock.id, content.stream.raw, number)
+    return Proposal(ref, secrets.token_bytes(16), "node", "session", len(content.object(number)), 2e9)
+
+
+@pytest.mark.parametrize("first", ["spent", "demo"])
+async def test_a_limit_counts_for_its_own_channel_alone(grid: Grid, lock: SchemaLock, first: str) -> None:
+    """Of proposals of two channels made together those of the one that used up its day are held back, and no others."""
+    spent = await grid.channel("spent")
+    await grid.admin("channel.limit", name="spent", day_up=0)
+    mixed = [proposed(Content(os.urandom(OBJECT), each), 0) for each in (spent, lock, spent, lock)]
+    mixed.sort(key=lambda each: each.ref.channel != first)
+    assert grid.hub is not None
+    arbiter = grid.hub._arbiter
+    passed = await arbiter._within_limits(tuple(mixed))
+    assert passed == tuple(each for each in mixed if each.ref.channel == "demo")
+    told = [arbiter.refusal(each.ref.channel, each.ref.stream, arbiter._clock()) is not None for each in mixed]
+    assert told == [each.ref.channel == "spent" for each in mixed]
+
+
+@pytest.mark.parametrize("first", ["small", "large"])
+async def test_the_length_of_each_stream_counts_for_itself(grid: Grid, lock: SchemaLock, first: str) -> None:
+    """A stream larger than allowed does not pass beside a small one, nor does it hold that back."""
+    small, large = Content(os.urandom(OBJECT), lock), Content(os.urandom(3 * OBJECT), lock)
+    holder = await grid.peer("holder")
+    for content in (small, large):
+        await holder.added(content)
+    await grid.admin("channel.limit", name="demo", stream=2 * OBJECT)
+    mixed = [proposed(small, 0), proposed(large, 0), proposed(large, 1)]
+    mixed.sort(key=lambda each: (each.ref.stream == small.stream.raw) != (first == "small"))
+    assert grid.hub is not None
+    passed = await grid.hub._arbiter._within_limits(tuple(mixed))
+    assert [each.ref.stream for each in passed] == [small.stream.raw]

@@ -174,3 +174,12 @@ async def test_a_node_can_be_opened_and_closed_from_different_tasks(site: Site) 
     await node.join(await site.grid.invite("demo"), name="wanderer")
     await node.aclose()
     await node.aclose()
+
+
+async def test_a_node_keeps_its_name_when_it_joins_another_channel(site: Site) -> None:
+    """Without a name it joins under the one that it has at that hub already, not under the machine's."""
+    node = await site.node("lab")
+    await site.grid.channel("second")
+    joined = await node.join(await site.grid.invite("second"))
+    assert joined.name == "lab"
+    assert {identity.name for identity in await node.whoami()} == {"lab"}

@@ -160,6 +160,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             limits: LimitSettings | None = None,
             readiness_clock: Callable[[], float] = time.monotonic,
             warnings: tuple[str, ...] = (),
+            lesser: tuple[str, ...] = (),
         ) -> Served:
             nonlocal count
             count += 1
@@ -180,7 +181,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
             clock, heard = Clock(), Heard()
             registry, ledger = Registry(database, master), SqlLedger(database)
-            readiness = Readiness(checks or {}, readiness_clock, lambda: warnings)
+            readiness = Readiness(checks or {}, readiness_clock, lambda: warnings, lesser)
             vault = Vault(master, identity.hub_public, settings.urls[0], clock)
             channels = await stack.enter_async_context(
                 Channels(registry, lambda record: vault.open(record.bucket), clock)

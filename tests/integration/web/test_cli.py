@@ -174,7 +174,10 @@ def test_exit_codes_follow_the_errors(ready, tmp_path):
     assert ready.error("channel", "grant", "demo", "nobody", "read", code=3)["kind"] == "no-such-node"
     assert ready.error("node", "suspend", "nobody", code=3)["kind"] == "no-such-node"
     human = ready("channel", "show", "none", code=3)
-    assert human.stderr == "entrepot-hub: there is no channel none\n"
+    assert human.stderr.splitlines() == [
+        "entrepot-hub: there is no channel none",
+        "  See which there are: entrepot-hub channel list",
+    ]
     assert human.stdout == ""
     human = ready("channel", "create", "two", "--bucket", bucket, "--quota", "10GB", code=2)
     assert human.stderr.splitlines()[1].startswith("  Write a whole number")

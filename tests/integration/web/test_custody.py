@@ -307,3 +307,15 @@ async def test_the_command_line_says_what_the_owner_has_to_do(stage: Stage, tmp_
     audit = await asyncio.to_thread(ask, "audit")
     assert second["AccessKeyId"] in audit
     await asyncio.to_thread(lambda: ask("channel", "credentials", "set", "demo", code=2))
+
+
+async def test_a_bucket_that_still_goes_by_the_retired_key_is_named(stage: Stage) -> None:
+    """A channel on another prefix has keys of its own: who would delete the old key is told of it, until it has others
+    too."""
+    at = stage
+    url = location(at.provider.server, f"lab/{secrets.token_hex(4)}")
+    await at.grid.channel("third", bucket=url, credentials=document(at.key))
+    new = await asyncio.to_thread(at.provider.key)
+    assert (await at.rotate(new))["others"] == ["third"]
+    await at.rotate(new, "third")
+    assert (await at.grid.admin("channel.credentials.show", name="demo"))["others"] == []

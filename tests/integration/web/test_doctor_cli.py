@@ -35,6 +35,17 @@ def test_without_a_hub_a_folder_is_looked_at_but_not_tried(command: Command, tmp
     assert found["nats"] == "unknown"
 
 
+def test_a_folder_that_is_gone(command: Command, tmp_path: Path) -> None:
+    """What mends it is no option of a command that was run long ago; that a folder has no storage class is not told."""
+    folder = tmp_path / "bucket"
+    command("channel", "create", "demo", "--create-bucket", "--bucket", folder.as_uri())
+    assert "storage class" not in command("channel", "doctor", "demo", "--no-upload").stdout
+    folder.rename(tmp_path / "elsewhere")
+    done = command("channel", "doctor", "demo", code=1)
+    assert "mkdir" in done.stdout
+    assert "--create-bucket" not in done.stdout
+
+
 async def test_a_running_hub_tries_everything(tmp_path: Path) -> None:
     """Beside a running hub a folder's uploads are really made, and all of it is well; nothing stays behind."""
     async with running_grid(tmp_path) as grid:
@@ -52,8 +63,12 @@ def test_a_bucket_that_holds_little_is_told_so(command: Command, tmp_path: Path)
     with run_rclone(tmp_path) as server:
         keys = json.dumps({"access_key": server.access_key, "secret_key": server.secret_key})
         url = f"s3://lab/p?region={server.region}&endpoint={server.endpoint}&create=true"
-        command("channel", "create", "demo", "--bucket", url, "--credentials-stdin", stdin=keys)
+        made = command("channel", "create", "demo", "--bucket", url, "--credentials-stdin", stdin=keys)
+        assert "note: not enforced: " in made.stderr
+        assert "as found before" not in made.stderr
+        assert "as found before" in command("channel", "doctor", "demo", "--no-upload").stdout
         done = command("channel", "doctor", "demo")
+        assert "as found before" not in done.stdout
         assert "a URL can be used again" in done.stdout
         assert server.secret_key not in done.stdout + done.stderr
         found: Any = command.json("channel", "doctor", "demo")

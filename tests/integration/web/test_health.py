@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from entrepot.core.errors import RetryLater
+from entrepot_hub.cli.hub import _missing
 
 
 class Probes:
@@ -43,6 +44,18 @@ async def test_a_warning_is_shown_and_is_no_reason_to_stop(make_hub, http):
     """What nodes will stumble over is named beside the checks; the hub is ready nevertheless."""
     hub = await make_hub(warnings=("nats-address",))
     assert await ready(http, hub) == (200, {"ready": True, "checks": {}, "warnings": ["nats-address"]})
+
+
+async def test_what_the_hub_can_do_without_leaves_it_ready(make_hub, http):
+    """A lesser check that fails is told as degraded, by page and by exit code no reason to restart; others are."""
+    probes = Probes()
+    probes.error = RetryLater("gone", kind="bucket-unreachable")
+    checks = {"buckets": probes.database, "nats": probes.bucket}
+    hub = await make_hub(checks=checks, lesser=("buckets",))
+    status, answer = await ready(http, hub)
+    assert (status, answer) == (200, {"ready": True, "checks": {"buckets": "degraded", "nats": "ok"}})
+    assert _missing(answer["checks"]) is None
+    assert _missing(answer["checks"] | {"nats": "bus-unreachable"}) is not None
 
 
 async def test_a_look_counts_for_a_second(make_hub, http):

@@ -79,3 +79,15 @@ def test_an_unknown_channel_has_no_pins(known):
     assert known.error("channel", "pins", "nowhere", code=3)["kind"] == "no-such-channel"
     assert known.error("channel", "pin", "nowhere", STREAM.hex, code=3)["kind"] == "no-such-channel"
     assert known.error("channel", "unpin", "nowhere", STREAM.hex, code=3)["kind"] == "no-such-channel"
+
+
+@pytest.mark.blocking
+def test_a_quota_leaves_room_beside_the_pins(known):
+    """A quota that the pins would fill is refused, with the mend; one that leaves room is taken."""
+    known("channel", "pin", "demo", STREAM.hex)
+    error = known.error("channel", "quota", "demo", "5G", code=6)
+    assert error["kind"] == "over-quota"
+    assert error["data"]["least"] == (5 << 30) + (16 << 20)
+    assert known.json("channel", "list")[0]["quota"] == 10 << 30
+    known("channel", "quota", "demo", "6G")
+    assert known.json("channel", "list")[0]["quota"] == 6 << 30

@@ -49,6 +49,8 @@ def test_it_tells_what_differs_and_mends_it(ready: Command, tmp_path: Path) -> N
     assert not (folder / "00000001").exists()
     again = ready("channel", "reconcile", "demo")
     assert "the bucket holds what the ledger says" in again.stdout
+    assert "1 keys with " in again.stdout
+    assert " in the bucket; 1 objects are as the ledger says" in again.stdout
 
 
 def test_a_channel_that_is_not_there(ready: Command) -> None:

@@ -101,6 +101,16 @@ def test_a_plot_that_cannot_be_is_refused_first(ready: Admin, tmp_path: Path, mo
     assert list(tmp_path.glob("usage.*")) == []
 
 
+def test_a_budget_that_nothing_counts_against(ready: Admin) -> None:
+    """Where all prices are 0, who sets a budget is told that it means nothing; with a price it means something."""
+    told = ready("channel", "limit", "demo", "--budget", "20/month").stderr
+    assert "never reached" in told
+    assert "entrepot-hub price set channel:demo" in told
+    assert "never reached" not in ready("channel", "limit", "demo", "--objects", "7").stderr
+    ready("price", "set", "channel:demo", "--egress", "0.05")
+    assert "never reached" not in ready("channel", "limit", "demo", "--budget", "30/month").stderr
+
+
 def test_limits_are_set_told_and_lifted(ready: Admin) -> None:
     """What is set is shown with what is used of it, by ``limit`` and by ``show``; what is lifted is gone."""
     assert "no limits" in ready("channel", "limit", "demo").stdout

@@ -256,3 +256,23 @@ async def test_a_closed_bucket_says_so(bucket: FolderBucket) -> None:
     await bucket.aclose()
     reply = await send(signed, DATA)
     assert (reply.status, kind_of(reply), reply.headers["retry-after"]) == (503, "bucket-unreachable", "1")
+
+
+async def test_a_url_opens_few_uploads_at_once(bucket: FolderBucket, tmp_path: Path) -> None:
+    """However many connections use one URL, two of them put bytes on the disk; the others are told to come later."""
+    signed = await granted(bucket)
+    bucket.settings = FolderSettings(stall=60, sync=False)
+    held = [await asyncio.to_thread(begin, signed, DATA[:-1]) for _ in range(2)]
+    while len(os.listdir(tmp_path / "bucket/.pending")) < 2:
+        await asyncio.sleep(0.01)
+    for _ in range(5):
+        refused = await send(signed, DATA)
+        assert (refused.status, kind_of(refused), refused.headers["retry-after"]) == (503, "busy", "1")
+    assert len(os.listdir(tmp_path / "bucket/.pending")) == 2
+    # Another key has a turn of its own.
+    assert (await upload(bucket, "other", DATA)).status == 200
+    for connection in held:
+        connection.close()
+    while os.listdir(tmp_path / "bucket/.pending"):
+        await asyncio.sleep(0.01)
+    assert (await send(signed, DATA)).status == 200

@@ -347,3 +347,81 @@ async def test_after_closing_nothing_is_asked(server: GcsServer) -> None:
     signed = await bucket.sign_get("closing", None, 60)
     assert signed.url.startswith(server.endpoint)
     assert signed.expires_at > time.time()
+
+
+async def test_an_endless_answer_is_cut_off(server: GcsServer) -> None:
+    """An answer of more than eight mebibytes is given up, and so is a range of more bytes than were asked for."""
+    long = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"[" * ((8 << 20) + 1)
+    ranged = b"HTTP/1.1 206 X\r\nContent-Range: bytes 0-9/99\r\nConnection: close\r\n\r\n" + b"x" * 50_000
+    for call, answer in (("list", long), ("read", ranged)):
+        async with answering(answer) as endpoint:
+            error = await error_of(away(server, endpoint), call)
+        assert (type(error), error.kind) == (RetryLater, "bucket-unreachable")
+        assert "more than was asked for" in error.message
+
+
+async def test_what_the_endpoint_says_is_not_repeated(server: GcsServer) -> None:
+    """Free text of the endpoint is in no error and in nothing that it was raised from."""
+    said = answer_said("evil words <here>")
+    for answer in (said, b"evil words\r\n\r\n", b"HTTP/1.1 evil words\r\n\r\n"):
+        async with answering(answer) as endpoint:
+            error = await error_of(away(server, endpoint), "list")
+        assert "evil" not in f"{error} {error.data} {error.hint}"
+        assert error.__cause__ is None
+
+
+async def test_a_redirect_is_not_followed(server: GcsServer) -> None:
+    """Nobody is asked where a redirect leads."""
+    asked: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(note, "127.0.0.1", 0) as other:
+        to = f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/"
+        answer = f"HTTP/1.1 307 X\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        for call in ("list", "head", "read"):
+            async with answering(answer) as endpoint:
+                assert (await error_of(away(server, endpoint), call)).kind == "invalid-setting"
+    assert asked == []
+
+
+def answer_said(words: str) -> bytes:
+    """A refusal in the endpoint's own words."""
+    return answer_of(400, words, words)
+
+
+async def test_closing_cuts_off_an_answer_that_trickles(server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket can be closed while an answer comes byte by byte: the call ends with an error."""
+    monkeypatch.setattr("entrepot_hub.adapters.buckets.gcs.PATIENCE", 0.1)
+    begun = asyncio.Event()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        begun.set()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as slow, asyncio.timeout(30):
+        endpoint = f"http://127.0.0.1:{slow.sockets[0].getsockname()[1]}"
+        bucket = away(server, endpoint)
+        listing = asyncio.create_task(bucket.list(""))
+        await begun.wait()
+        await bucket.aclose()
+        with pytest.raises(RetryLater):
+            await listing
+
+
+async def test_a_bucket_that_does_not_start_is_closed(server: GcsServer) -> None:
+    """Nobody closes what was never entered: it closes itself."""
+    bucket = away(server, f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(RetryLater):
+        await bucket.__aenter__()
+    with pytest.raises(RetryLater, match="closed"):
+        await bucket.list("")

@@ -85,7 +85,10 @@ async def test_the_headers_of_a_get(bucket: GcsBucket, server: GcsServer) -> Non
 
 async def test_nodes_are_sent_to_googles_host_without_an_endpoint(settings: GcsSettings) -> None:
     """Without an endpoint URLs lead to Google's; with a public one there, whatever the hub's own is."""
-    bucket = GcsBucket(replace(settings, endpoint=None), name="google")
+    assert isinstance(settings.credentials, GcsServiceAccount)
+    document = changed(settings.credentials.document, token_uri="https://oauth2.googleapis.com/token")
+    google = replace(settings, endpoint=None, credentials=replace(settings.credentials, document=document))
+    bucket = GcsBucket(google, name="google")
     assert (await bucket.sign_get("k", None, 60)).url.startswith("https://storage.googleapis.com/signing/k?")
     await bucket.aclose()
     bucket = GcsBucket(replace(settings, public_endpoint="https://files.example.org/"), name="public")
@@ -210,12 +213,46 @@ def changed(document: str, **change: Any) -> str:
         {"private_key": 5},
         {"token_uri": None},
         {"token_uri": "file:///etc/passwd"},
+        {"token_uri": "https://oauth2.googleapis.com.example.org/token"},
+        {"token_uri": "http://169.254.169.254/token"},
+        {"token_uri": "http://127.0.0.1@example.org/token"},
     ],
 )
 def test_a_wrong_document_is_refused_unseen(server: GcsServer, settings: GcsSettings, change: dict[str, Any]) -> None:
     """A document that is no service account's is a wrong setting, and nothing of it shows."""
     account = GcsServiceAccount(document=changed(server.document, **change), client_email=server.client_email)
     refuse(settings, account, "hidden-key")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token_uri", "accepted"),
+    [
+        (None, "https://oauth2.googleapis.com/token", True),
+        (None, "https://accounts.google.com/o/oauth2/token", True),
+        (None, "https://oauth2.googleapis.com/other", False),
+        (None, "http://127.0.0.1:1/token", False),
+        (None, "https://example.org/token", False),
+        ("https://example.org", "https://example.org:8443/token", True),
+        ("https://example.org", "https://oauth2.googleapis.com/token", True),
+        ("https://example.org", "http://localhost/token", True),
+        ("https://example.org", "http://[::1]:1/token", True),
+        ("https://example.org", "http://10.0.0.1/token", False),
+        ("https://example.org", "https://evil.example.org/token", False),
+        ("https://example.org", "http://[/token", False),
+    ],
+)
+def test_tokens_come_from_google_or_from_beside_the_endpoint(
+    server: GcsServer, endpoint: str | None, token_uri: str, accepted: bool
+) -> None:
+    """A key file leads the hub to no other server than Google's, or that of the endpoint, or one on this machine if
+    there is an endpoint."""
+    account = replace(server.credentials, document=changed(server.document, token_uri=token_uri))
+    if accepted:
+        assert GcsSettings(bucket="tokens", endpoint=endpoint, credentials=account).endpoint == endpoint
+        return
+    with pytest.raises(InvalidInput) as caught:
+        GcsSettings(bucket="tokens", endpoint=endpoint, credentials=account)
+    assert caught.value.kind == "invalid-setting"
 
 
 @pytest.mark.parametrize("document", ["", "hidden", "[]", '{"a":', "[" * 9999, "x" * 30_000])

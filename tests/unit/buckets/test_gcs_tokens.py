@@ -61,7 +61,9 @@ def endpoint(key: rsa.RSAPrivateKey) -> Iterator[Endpoint]:
     control, clock = Control(token_delay=0.2), Clock()
     with run_proxy("http://127.0.0.1:1", key, control) as url, requests.Session() as session:
         account = GcsServiceAccount(document=make_document(key, url), client_email=EMAIL)
-        token, project, remote = make_token(GcsSettings(bucket="any", credentials=account), session, clock)
+        token, project, remote = make_token(
+            GcsSettings(bucket="any", credentials=account, endpoint=url), session, clock
+        )
         assert (project, remote) == ("entrepot-tests", False)
         yield Endpoint(control, token, clock)
 

@@ -307,6 +307,14 @@ def test_keys_of_another_provider_open_nothing(url: str, keys: S3Credentials | G
         open_bucket(url, name="n", credentials=keys)
 
 
+@pytest.mark.parametrize("url", ["s3://bu?region=a", "gs://bu"])
+def test_a_name_that_is_none_has_an_example_beside_it(url: str) -> None:
+    """Who wrote a bucket's name that cannot be is told how one looks."""
+    with pytest.raises(InvalidInput) as caught:
+        parse_location(url)
+    assert url.partition("bu")[0] in str(caught.value.hint)
+
+
 @pytest.mark.blocking
 async def test_a_missing_folder_is_made_only_when_that_was_asked(tmp_path: Path) -> None:
     """A folder that is not there may be a disk that is not mounted: it is an error that says what to do."""

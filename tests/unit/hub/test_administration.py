@@ -160,7 +160,7 @@ async def test_a_bucket_of_the_first_hub_is_known_again(admin):
     old = b'{"access_key":"a","secret_key":"hunter2","session_token":null}'
     sealed = vault.keys.seal(old, associated=bucket_place(kept), random=secrets.token_bytes(SEAL_RANDOM))
     assert vault.credentials(kept, sealed) == S3Credentials(access_key="a", secret_key="hunter2")
-    assert not vault.bucket(kept, sealed)._settings.create
+    assert not (await asyncio.to_thread(vault.bucket, kept, sealed))._settings.create
     lock = SchemaLock("cloud")
     await registry.create_channel(
         "cloud",

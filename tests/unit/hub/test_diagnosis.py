@@ -77,6 +77,20 @@ def test_each_trouble_is_named(facts: Facts, name: str, outcome: str) -> None:
     assert set(found.values()) == {"ok"}
 
 
+def test_what_was_not_tried_now_is_said_to_be_older() -> None:
+    """A look without uploads does not claim to have tried what is bound."""
+    assert all(check.text.endswith(", as found before") for check in of_binds(ALL, tried=False))
+    assert not any("before" in check.text for check in of_binds(ALL))
+
+
+def test_a_reason_is_given_once() -> None:
+    """Where two questions failed alike the reason is told once, in the words that say more."""
+    facts = Facts(unknown={"public_read": "it does not answer (501); it does not answer; it does not answer (501)"})
+    assert [check.text for check in of_facts(facts, public_read=False, region=None)] == [
+        "not known: it does not answer (501)"
+    ]
+
+
 def test_a_public_channel_wants_a_public_bucket() -> None:
     """What is declared and what is there are compared both ways."""
     assert outcomes(of_facts(replace(GOOD, public_read=True), public_read=True, region=None))["public read"] == "ok"
@@ -86,7 +100,8 @@ def test_a_public_channel_wants_a_public_bucket() -> None:
 def test_the_quota_wants_room_for_three_of_the_largest() -> None:
     """Under three times the largest stream a larger quota is advised, in whole objects."""
     assert of_quota(300, 100, 10).outcome == "ok"
-    assert of_quota(10, 0, 10).outcome == "ok"
+    unasked = of_quota(10, 0, 10)
+    assert (unasked.outcome, "up to" in unasked.text) == ("ok", False)
     advice = of_quota(299, 100, 64)
     assert advice.outcome == "note"
     assert advice.mend is not None

@@ -359,6 +359,23 @@ def test_a_store_with_other_than_one_backend(values: dict[str, object], side: st
     assert said in refused(values, side)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"storage_driver_url": "file:///a", "S3_BUCKET_IN": "b"},
+        {"external_media_stream_storage": {"aws_s3": {"bucket": "lab"}}},
+    ],
+)
+def test_whatever_is_wrong_has_a_mend(values: dict[str, object]) -> None:
+    """None, two, and a part of one: each error says what to do; of variables it says where it looked."""
+    with pytest.raises(InvalidInput) as caught:
+        find_origin(values)
+    assert caught.value.hint
+    with pytest.raises(InvalidInput, match="in the environment"):
+        origin_of_environment({})
+
+
 def test_a_side_needs_no_other() -> None:
     """Who asks for one of the two buckets need not have the other."""
     assert find_origin(AWS | {"S3_BUCKET_OUT": "a", "AWS_DEFAULT_REGION": "y"}, "out").url == "s3://a?region=eu-west-1"

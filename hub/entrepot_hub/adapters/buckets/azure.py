@@ -18,7 +18,7 @@ import contextlib
 import email.utils
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -40,6 +40,7 @@ except ImportError as error:
         hint="Install entrepot[hub,azure]",
     ) from error
 
+from entrepot_hub.adapters.buckets.answers import PATIENCE, word_of
 from entrepot_hub.adapters.buckets.azure_settings import BINDS, AzureSettings
 from entrepot_hub.adapters.buckets.credentials import AzureKey
 from entrepot_hub.adapters.buckets.interface import (
@@ -99,6 +100,7 @@ class AzureBucket:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"bucket-{name}")
         self._account = AzureAccount(settings, clock, token)
         self._learned: dict[str, Any] = {}  # from writing and looking, for examine
+        self._running: set[Future[Any]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -120,7 +122,9 @@ class AzureBucket:
     async def probe(self, prefix: str = "", *, expiry: bool = True) -> Binds:
         """Try what the account enforces, under a scratch key below ``prefix``, and take it as :attr:`binds`."""
         # The hub may not reach its container under the name that nodes use.
-        inner = AzureBucket(replace(self._settings, public_endpoint=None), name=self.name, token=self._token)
+        inner = AzureBucket(
+            replace(self._settings, public_endpoint=None), name=self.name, clock=self._clock, token=self._token
+        )
         try:
             binds = await probe_uploads(inner, prefix, expiry=expiry)
         finally:
@@ -188,13 +192,17 @@ class AzureBucket:
         return await self._run(self._list, prefix, start_after, limit)
 
     async def aclose(self) -> None:
-        """As the interface says."""
+        """As the interface says, within some ten seconds: calls that have not ended by then are cut off."""
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._end)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -413,7 +421,7 @@ class AzureBucket:
                 for rule in service.get("cors") or []
             )
         kind = self._account.about().get("x-ms-sku-name")
-        words = [word for word in (kind, self._learned.get("tier")) if word]
+        words = [word for word in map(word_of, (kind, self._learned.get("tier"))) if word]
         facts["storage_class"] = " ".join(words) or None
         facts["versioning"] = self._learned.get("versioning")
         for name in ("storage_class", "versioning", "clock_skew"):
@@ -422,14 +430,21 @@ class AzureBucket:
         return Facts(**facts, unknown=unknown)
 
     def _end(self) -> None:
-        self._threads.shutdown(wait=True)
-        self._account.close()
+        self._threads.shutdown(wait=False)
+        wait(tuple(self._running), timeout=PATIENCE)
+        self._account.cut()
+        if not wait(tuple(self._running), timeout=PATIENCE).not_done:
+            self._threads.shutdown(wait=True)
+            self._account.close()
 
     async def _run[**P, T](self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
             raise RetryLater("the bucket is closed", kind="bucket-unreachable", bucket=self.name)
         call = partial(self._translated, partial(work, *args, **kwargs))
-        return await asyncio.wrap_future(self._threads.submit(call))
+        running = self._threads.submit(call)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(running)
 
     def _translated[T](self, work: Callable[[], T]) -> T:
         with translation(self._settings.container):

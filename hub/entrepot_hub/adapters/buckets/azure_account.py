@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import requests
 from azure.core.exceptions import HttpResponseError
+from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import ClientSecretCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, UserDelegationKey, generate_blob_sas
 
+from entrepot_hub.adapters.buckets.answers import BoundedAdapter
 from entrepot_hub.adapters.buckets.azure_errors import status_of
 from entrepot_hub.adapters.buckets.azure_settings import AzureSettings
 from entrepot_hub.adapters.buckets.credentials import AzureKey
@@ -45,6 +48,7 @@ class AzureAccount:
         self._settings = settings
         self._clock = clock
         self._token = token
+        self._adapter = BoundedAdapter(seconds=settings.deadline, connections=settings.threads)
         self._making = threading.Lock()
         self._made: BlobServiceClient | None = None
         self._credential: ClientSecretCredential | None = None
@@ -77,6 +81,7 @@ class AzureAccount:
                     credential,
                     connection_timeout=settings.connect_timeout,
                     read_timeout=settings.read_timeout,
+                    transport=self._transport(),
                     retry_policy=ExponentialRetry(
                         initial_backoff=1, increment_base=2, random_jitter_range=1, retry_total=settings.attempts - 1
                     ),
@@ -150,6 +155,10 @@ class AzureAccount:
             **signer[0],
         )
 
+    def cut(self) -> None:
+        """End the connections on which answers are awaited, and ask no more."""
+        self._adapter.cut()
+
     def close(self) -> None:
         """Let go of connections. Idempotent."""
         with self._making:
@@ -171,8 +180,19 @@ class AzureAccount:
             connection_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             retry_total=settings.attempts - 1,
+            transport=self._transport(),
         )
         return self._credential
+
+    def _transport(self) -> RequestsTransport:
+        session = requests.Session()
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, self._adapter)
+        return RequestsTransport(
+            session=session,
+            connection_timeout=self._settings.connect_timeout,
+            read_timeout=self._settings.read_timeout,
+        )
 
 
 def note_headers(into: dict[str, str], response: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 from xml.etree.ElementTree import ParseError
@@ -11,7 +12,9 @@ import urllib3.exceptions
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.buckets.answers import cause_of, word_of
 
+_TOKEN_CODE = re.compile(r"\bAADSTS\d{1,12}\b")
 _WRONG_KEYS: Final = frozenset({"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"})
 #: What an answer lacks or has too much of comes out of the libraries as errors of the language.
 _LIBRARIES: Final = (
@@ -21,6 +24,7 @@ _LIBRARIES: Final = (
     ParseError,
     ValueError,
     LookupError,
+    RecursionError,
     TypeError,
     AttributeError,
 )
@@ -35,19 +39,20 @@ def translation(container: str) -> Iterator[None]:
         yield
     except EntrepotError:
         raise
+    # Not chained: what the libraries say may be the endpoint's own words, and those are not for logs.
     except HttpResponseError as error:
-        raise _from_answer(error, container) from error
+        raise _from_answer(error, container) from None
     except _LIBRARIES as error:
-        raise _unreachable(error, container) from error
+        raise _unreachable(error, container) from None
 
 
 def _from_answer(error: HttpResponseError, container: str) -> EntrepotError:
     code, status = code_of(error), status_of(error)
-    about: dict[str, Any] = {"bucket": container, "status": status, "code": code}
+    about: dict[str, Any] = {"bucket": container, "status": status, "code": code or str(status or "")}
     if status is None or status < 300:
         if isinstance(error, ClientAuthenticationError):
             return Denied(
-                f"the application gets no token: {_first_line(error)}",
+                f"the application gets no token: {_token_code(error)}",
                 hint="Look at its tenant, client id and secret, and whether the secret has expired",
                 **about,
             )
@@ -86,33 +91,35 @@ def _from_answer(error: HttpResponseError, container: str) -> EntrepotError:
         case 412:
             return Conflict("the object was replaced or removed", kind="changed", **about)
         case 409 | 429 | 503:
-            return RetryLater(f"the account is busy: {code}", kind="busy", **about)
+            return RetryLater(f"the account is busy: {code or status}", kind="busy", **about)
         case 507:
             return RetryLater("the account is full", kind="disk-full", **about)
         case _ if status >= 500 or status == 408:
-            return RetryLater(f"the account is out of order: {code}", kind="bucket-unreachable", **about)
+            return RetryLater(f"the account is out of order: {code or status}", kind="bucket-unreachable", **about)
         case _:
-            return InvalidInput(f"the account refuses the request: {code}", kind="invalid-setting", **about)
+            return InvalidInput(f"the account refuses the request: {code or status}", kind="invalid-setting", **about)
 
 
 def _unreachable(error: Exception, container: str) -> RetryLater:
     return RetryLater(
-        f"the container cannot be reached: {type(error).__name__}: {_first_line(error)}",
+        f"the container cannot be reached: {cause_of(error)}",
         kind="bucket-unreachable",
         bucket=container,
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]
+def _token_code(error: Exception) -> str:
+    """Microsoft's code for why there is no token, the kind of the error if it says none."""
+    found = _TOKEN_CODE.search(str(error))
+    return type(error).__name__ if found is None else found.group()
 
 
 def code_of(error: HttpResponseError) -> str:
-    """The code in Azure's error, "" if it has none."""
+    """The code in Azure's error, "" if it has none or what is none."""
     code = getattr(error, "error_code", None)
     if code is None:
         code = getattr(error.response, "headers", {}).get("x-ms-error-code")
-    return str(getattr(code, "value", code) or "")
+    return word_of(getattr(code, "value", code))
 
 
 def status_of(error: HttpResponseError) -> int | None:

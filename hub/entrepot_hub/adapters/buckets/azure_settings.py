@@ -43,7 +43,7 @@ class AzureSettings:
     own in the public cloud) and by nodes at ``public_endpoint`` (none: the same).
 
     ``create``: make the container at the start if it is missing. ``connect_timeout`` and ``read_timeout`` in seconds;
-    ``attempts`` per request; ``threads`` that work at once: the library keeps ten connections.
+    ``attempts`` per request; ``threads`` that work at once, each on a connection of its own.
     """
 
     container: str
@@ -87,6 +87,11 @@ class AzureSettings:
     def public_base(self) -> str:
         """What stands before ``/<key>`` in the URLs that nodes get."""
         return f"{(self.public_endpoint or self.base).rstrip('/')}/{self.container}"
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which an answer is given up."""
+        return self.attempts * (self.connect_timeout + self.read_timeout)
 
     @property
     def authority(self) -> str:

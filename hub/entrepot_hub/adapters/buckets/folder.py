@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from entrepot.core.errors import Denied, InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets.folder_files import FolderFiles, Upload
@@ -51,6 +52,9 @@ _BINDS = Binds(
     delete_if=True,
     replace_if=True,
 )
+
+#: Uploads of one object at once.
+_UPLOADS_PER_KEY: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ class FolderBucket:
         self._former: tuple[UrlSigner, ...] = ()
         self._former_until = 0.0
         self._threads = ThreadPoolExecutor(self.settings.threads, thread_name_prefix=f"bucket-{name}")
+        self._uploads: Counter[str] = Counter()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -193,7 +198,11 @@ class FolderBucket:
             await asyncio.to_thread(self._threads.shutdown, wait=True)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -221,6 +230,23 @@ class FolderBucket:
     async def exists(self, key: str) -> bool:
         """Whether the key is taken at this moment."""
         return await self._run(self._files.exists, key)
+
+    @contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """Hold one of the few uploads that a key may have at once. Raises ``RetryLater(busy)`` if all are taken.
+
+        One URL opens as many connections as its holder likes, and each may leave a whole object but for a byte on
+        the disk, beside the quota. Two: who lost a connection need not wait until the hub has noticed too.
+        """
+        if self._uploads[key] >= _UPLOADS_PER_KEY:
+            raise RetryLater("this object is being uploaded already", kind="busy", key=key)
+        self._uploads[key] += 1
+        try:
+            yield
+        finally:
+            self._uploads[key] -= 1
+            if not self._uploads[key]:
+                del self._uploads[key]
 
     async def begin(self) -> Upload:
         """A new upload, for the caller to discard."""

@@ -4,8 +4,8 @@ Answers (errors carry ``{"error": {kind, message, hint, data}}``):
 
 - PUT: 200 with ``ETag``. 403 for any other URL, method, key, time; 411 without ``Content-Length``; 400 for
   another length, too few bytes, other bytes than the granted digest, or a ``Content-Encoding``; 408 when no
-  byte came for the stall time; 412 when the key is taken; 507 when the disk is full. Nothing is visible after
-  any of these.
+  byte came for the stall time; 412 when the key is taken; 503 while two uploads of the key are under way; 507
+  when the disk is full. Nothing is visible after any of these.
 - GET: 200 or, for one range, 206. 404 and 412 (the object is gone, or not the etag's any more); 416 for a
   range outside the object, for several ranges and for anything in ``Range`` that is not one byte range: who
   asks for a range never gets the whole object instead. An ``If-Range`` that does not match is 412 for the
@@ -70,7 +70,8 @@ class FolderWeb:
         try:
             bucket, permission = self._check_put(request)
             await self._check_free(bucket, permission)
-            entry = await _receive(request, bucket, permission)
+            with bucket.turn(permission.key):
+                entry = await _receive(request, bucket, permission)
         except EntrepotError as error:
             return _answer(error)
         return web.Response(status=200, headers={"ETag": f'"{entry.etag}"'})

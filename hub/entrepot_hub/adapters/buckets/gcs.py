@@ -23,7 +23,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -34,6 +34,7 @@ from google.api_core import exceptions as api
 
 from entrepot.core.errors import Conflict, InvalidInput, NotFound, RetryLater
 from entrepot.core.keys import OWNER_MARK
+from entrepot_hub.adapters.buckets.answers import PATIENCE
 from entrepot_hub.adapters.buckets.gcs_errors import is_missing_bucket, missing_bucket, translation
 from entrepot_hub.adapters.buckets.gcs_facts import examine
 from entrepot_hub.adapters.buckets.gcs_link import GcsLink, nonsense
@@ -93,6 +94,7 @@ class GcsBucket:
         self._clock = clock
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"bucket-{name}")
         self._link = GcsLink(settings, clock)
+        self._running: set[Future[Any]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -192,13 +194,17 @@ class GcsBucket:
         return await self._run(self._list, prefix, start_after, limit)
 
     async def aclose(self) -> None:
-        """As the interface says."""
+        """As the interface says, within some ten seconds: calls that have not ended by then are cut off."""
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._end)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -328,7 +334,7 @@ class GcsBucket:
             return b""
         except api.NotFound as error:
             if etag is not None and not is_missing_bucket(error):
-                raise Conflict("the object was replaced or removed", kind="changed", key=key) from error
+                raise Conflict("the object was replaced or removed", kind="changed", key=key) from None
             raise
 
     def _delete(self, key: str, etag: str | None) -> bool:
@@ -419,14 +425,21 @@ class GcsBucket:
     # --- threads ------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        self._threads.shutdown(wait=True)
-        self._link.close()
+        self._threads.shutdown(wait=False)
+        wait(tuple(self._running), timeout=PATIENCE)
+        self._link.cut()
+        if not wait(tuple(self._running), timeout=PATIENCE).not_done:
+            self._threads.shutdown(wait=True)
+            self._link.close()
 
     async def _run[**P, T](self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
             raise RetryLater("the bucket is closed", kind="bucket-unreachable", bucket=self.name)
         call = partial(self._translated, partial(work, *args, **kwargs))
-        return await asyncio.wrap_future(self._threads.submit(call))
+        running = self._threads.submit(call)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(running)
 
     def _translated[T](self, work: Callable[[], T]) -> T:
         with translation(self._settings.bucket):

@@ -15,6 +15,7 @@ from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.buckets.answers import cause_of, word_of
 
 #: What the token endpoint says when the time in a signed request is not its own.
 _SKEWED: Final = ("reasonable timeframe", "iat and exp", "issued at time")
@@ -25,7 +26,7 @@ _NO_BUCKET: Final = "the specified bucket does not exist"
 #: Reasons in a 403 that are about objects that must stay. A hold has been seen to be told in words only.
 _KEPT: Final = frozenset({"retentionPolicyNotMet", "objectUnderActiveHold"})
 _HELD = re.compile(r"is under active \S+ hold")
-_PERMISSION = re.compile(r"storage\.[a-z]+\.[A-Za-z]+|iam\.serviceAccounts\.[A-Za-z]+")
+_PERMISSION = re.compile(r"storage\.[a-z]{1,20}\.[A-Za-z]{1,36}\b|iam\.serviceAccounts\.[A-Za-z]{1,36}\b")
 _IAM_STATUS = re.compile(r'"code"\s*:\s*(\d{3})')
 
 
@@ -36,23 +37,24 @@ def translation(bucket: str) -> Iterator[None]:
         yield
     except EntrepotError:
         raise
+    # Not chained: what the libraries say may be the endpoint's own words, and those are not for logs.
     except api.RetryError as error:
         # Given up after several tries: why, says the last of them.
         last = error.cause
         raise (
             _from_answer(last, bucket) if isinstance(last, api.GoogleAPICallError) else _away(error, bucket)
-        ) from error
+        ) from None
     except api.GoogleAPICallError as error:
-        raise _from_answer(error, bucket) from error
+        raise _from_answer(error, bucket) from None
     except InvalidResponse as error:
         answer = api.from_http_response(error.response)  # type: ignore[no-untyped-call]
-        raise _from_answer(answer, bucket) from error
+        raise _from_answer(answer, bucket) from None
     except auth.GoogleAuthError as error:
-        raise _from_auth(error, bucket) from error
-    except DataCorruption as error:
+        raise _from_auth(error, bucket) from None
+    except DataCorruption:
         raise RetryLater(
             "bytes were damaged on their way to the bucket", kind="bucket-unreachable", bucket=bucket
-        ) from error
+        ) from None
     except (
         api.GoogleAPIError,
         requests.RequestException,
@@ -60,15 +62,15 @@ def translation(bucket: str) -> Iterator[None]:
         http.client.HTTPException,
         OSError,
     ) as error:
-        raise _away(error, bucket) from error
-    except ValueError as error:
+        raise _away(error, bucket) from None
+    except (ValueError, RecursionError) as error:
         # Neither json nor the library says more about an answer that it cannot read.
         raise RetryLater(
             f"what answers at the bucket's endpoint does not make sense: {type(error).__name__}",
             kind="bucket-unreachable",
             hint="Is it Google Cloud Storage?",
             bucket=bucket,
-        ) from error
+        ) from None
 
 
 def is_missing_bucket(error: api.NotFound) -> bool:
@@ -94,7 +96,7 @@ def missing_bucket(bucket: str) -> InvalidInput:
 
 def _away(error: BaseException, bucket: str) -> RetryLater:
     return RetryLater(
-        f"the bucket cannot be reached: {type(error).__name__}: {str(error)[:300]}",
+        f"the bucket cannot be reached: {cause_of(error)}",
         kind="bucket-unreachable",
         bucket=bucket,
     )
@@ -181,8 +183,8 @@ def _wrong_key(about: dict[str, Any]) -> Denied:
 def _reason(error: api.GoogleAPICallError) -> str:
     """One word for what went wrong, the status if Google says none."""
     for found in error.errors or _errors_in(error.response):
-        if isinstance(found, dict) and isinstance(found.get("reason"), str):
-            return str(found["reason"])[:100]
+        if isinstance(found, dict) and (reason := word_of(found.get("reason"))):
+            return reason
     return str(error.code)
 
 
@@ -198,5 +200,5 @@ def _errors_in(answer: object) -> list[Any]:
 
 def _told(error: api.GoogleAPICallError) -> str:
     """All that Google says, as far as it is worth reading."""
-    body = error.response.text if isinstance(error.response, requests.Response) else ""
-    return f"{error.message} {body}"[:4000]
+    body = error.response.content[:4000] if isinstance(error.response, requests.Response) else b""
+    return f"{error.message} {body.decode('utf-8', 'replace')}"[:4000]

@@ -25,6 +25,7 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from google.cloud.storage import Client
 
 from entrepot.core.errors import RetryLater
+from entrepot_hub.adapters.buckets.answers import MAX_ANSWER, BoundedAdapter
 from entrepot_hub.adapters.buckets.gcs_settings import GcsSettings
 from entrepot_hub.adapters.buckets.gcs_tokens import SharedToken, make_token
 from entrepot_hub.adapters.buckets.interface import Method
@@ -32,8 +33,6 @@ from entrepot_hub.adapters.buckets.interface import Method
 _FIELDS: Final = "items(name,size,md5Hash,generation,timeCreated,updated,kmsKeyName),nextPageToken"
 #: Pages without an entry that are skipped in one call: Google may answer some, and asks to go on.
 _EMPTY_PAGES: Final = 50
-#: The most bytes of an answer that is no object.
-_MAX_ANSWER: Final = 4 << 20
 _CHUNK: Final = 1 << 20
 _PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 _PASSING: Final = (
@@ -105,6 +104,7 @@ class GcsLink:
         self.signer: Literal["key", "iam"] | None = None
         self._settings = settings
         self._clock = clock
+        self._adapter = BoundedAdapter(seconds=settings.deadline, connections=settings.threads)
         self._making = threading.Lock()
         self._made: _Made | None = None
 
@@ -186,7 +186,7 @@ class GcsLink:
                 if response.status_code >= 300:
                     raise api.from_http_response(response)  # type: ignore[no-untyped-call]
                 if piece is None:
-                    return Answer(_body(response, _MAX_ANSWER, end))
+                    return Answer(_body(response, MAX_ANSWER, end))
                 _check_piece(response, piece[0])
                 return Answer(_body(response, piece[1], end))
 
@@ -209,6 +209,10 @@ class GcsLink:
         # The date is cut to its second: half of one is what is missing on average.
         return date.timestamp() + 0.5 - (before + self._clock()) / 2
 
+    def cut(self) -> None:
+        """End the connections on which answers are awaited, and ask no more."""
+        self._adapter.cut()
+
     def close(self) -> None:
         """Let go of connections. Signing by a key goes on."""
         with self._making:
@@ -224,13 +228,14 @@ class GcsLink:
             if self._made is None:
                 settings = self._settings
                 tokens = requests.Session()
+                tokens.mount("https://", self._adapter)
+                tokens.mount("http://", self._adapter)
                 token, project, remote = make_token(settings, tokens, self._clock)
                 session: requests.Session = AuthorizedSession(  # type: ignore[no-untyped-call]
                     token, auth_request=Request(tokens)
                 )
-                for scheme in ("https://", "http://"):
-                    pool = requests.adapters.HTTPAdapter(pool_connections=2, pool_maxsize=settings.threads)
-                    session.mount(scheme, pool)
+                session.mount("https://", self._adapter)
+                session.mount("http://", self._adapter)
                 client = Client(
                     project=None, credentials=token, _http=session, client_options={"api_endpoint": settings.base}
                 )

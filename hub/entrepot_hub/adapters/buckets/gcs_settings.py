@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ _MAX_DOCUMENT: Final = 20_000
 
 #: Google's own servers.
 DEFAULT_ENDPOINT: Final = "https://storage.googleapis.com"
+
+#: Where Google gives tokens, as its key files say and have said.
+GOOGLES_TOKENS: Final = frozenset({"https://oauth2.googleapis.com/token", "https://accounts.google.com/o/oauth2/token"})
 
 #: What Google Cloud Storage holds as documented in 2026: ``x-goog-content-length-range``, ``Content-MD5`` and
 #: ``x-goog-if-generation-match`` as signed headers of a PUT, generations as preconditions of everything else.
@@ -77,7 +81,7 @@ class GcsSettings:
         if min(self.connect_timeout, self.read_timeout, self.attempts, self.threads) <= 0:
             raise InvalidInput("time-outs, attempts and threads are greater than nothing", kind="invalid-setting")
         if isinstance(self.credentials, GcsServiceAccount):
-            parse_service_account(self.credentials)
+            parse_service_account(self.credentials, self.endpoint)
 
     @property
     def base(self) -> str:
@@ -95,9 +99,12 @@ class GcsSettings:
         return self.attempts * (self.connect_timeout + self.read_timeout)
 
 
-def parse_service_account(account: GcsServiceAccount) -> Mapping[str, Any]:
+def parse_service_account(account: GcsServiceAccount, endpoint: str | None = None) -> Mapping[str, Any]:
     """The fields of a service account's document. Raises ``InvalidInput(invalid-setting)``, which shows nothing of
     it.
+
+    The document names the server that the hub asks for tokens: Google's, or, for a bucket at an ``endpoint`` of its
+    own, one on that host or on this machine, as emulators are.
 
     That the private key is one is found when it is first used: reading it takes some milliseconds.
     """
@@ -119,9 +126,25 @@ def parse_service_account(account: GcsServiceAccount) -> Mapping[str, Any]:
         raise _bad("private_key is not a key in PEM format")
     if fields["client_email"] != account.client_email:
         raise _bad("its client_email is another than was stated")
-    if urlsplit(fields["token_uri"]).scheme not in {"http", "https"}:
-        raise _bad("token_uri is no URL")
+    if fields["token_uri"] not in GOOGLES_TOKENS and not _is_beside(fields["token_uri"], endpoint):
+        raise _bad("token_uri is not Google's")
     return fields
+
+
+def _is_beside(url: str, endpoint: str | None) -> bool:
+    """Whether tokens come from the host of an endpoint that was stated, or from this machine."""
+    try:
+        parts, host = urlsplit(url), urlsplit(endpoint or "").hostname
+        if host is None or parts.scheme not in {"http", "https"} or parts.hostname is None or "@" in parts.netloc:
+            return False
+    except ValueError:
+        return False
+    if parts.hostname in {host, "localhost"}:
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        return False
 
 
 def _bad(reason: str) -> InvalidInput:

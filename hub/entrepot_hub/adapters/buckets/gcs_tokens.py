@@ -155,7 +155,7 @@ def make_token(
     send: Any = partial(Request(session), timeout=(settings.connect_timeout, settings.read_timeout))
     given = settings.credentials
     if isinstance(given, GcsServiceAccount):
-        fields = parse_service_account(given)
+        fields = parse_service_account(given, settings.endpoint)
         try:
             inner: Any = service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
                 fields, scopes=[_STORAGE_SCOPE]

@@ -12,7 +12,8 @@ Keys are never part of it: they are sealed elsewhere and passed apart. Nothing h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
@@ -294,7 +295,8 @@ def _s3(bucket: str, path: str, fields: _Fields) -> S3Location:
         digest=fields.choice("digest", _DIGESTS),
         create=fields.create(),
     )
-    location.settings(S3Credentials(access_key="checked", secret_key="elsewhere"))
+    with _hinted("s3://bucket/prefix?region=eu-central-1"):
+        location.settings(S3Credentials(access_key="checked", secret_key="elsewhere"))
     return location
 
 
@@ -309,7 +311,8 @@ def _gcs(bucket: str, path: str, fields: _Fields) -> GcsLocation:
         storage_class=fields.text("storage_class"),
         create=fields.create(),
     )
-    location.settings(GcsAmbient())
+    with _hinted("gs://bucket/prefix"):
+        location.settings(GcsAmbient())
     return location
 
 
@@ -325,7 +328,8 @@ def _azure(container: str, path: str, fields: _Fields) -> AzureLocation:
         public_endpoint=fields.endpoint("public_endpoint"),
         create=fields.create(),
     )
-    location.settings(AzureKey(account=account, key="bm9uZQ=="))
+    with _hinted("azblob://container/prefix?account=name"):
+        location.settings(AzureKey(account=account, key="bm9uZQ=="))
     return location
 
 
@@ -344,6 +348,18 @@ def _prefix(text: str) -> str:
 
 def _joined(bucket: str, prefix: str) -> str:
     return f"{bucket}/{prefix}" if prefix else bucket
+
+
+@contextmanager
+def _hinted(example: str) -> Iterator[None]:
+    """What is wrong with a field, with an example if its settings give no hint of their own."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.hint is not None:
+            raise
+        hint = f"For example {example}; names have 3 or more small letters, digits and hyphens."
+        raise InvalidInput(error.message, kind=error.kind, hint=hint, **error.data) from None
 
 
 def _other_keys(what: str) -> InvalidInput:

@@ -10,8 +10,10 @@ import hashlib
 import http.client
 import re
 import secrets
+import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,9 +23,11 @@ from entrepot.core.errors import Denied, InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets.interface import Binds, Bucket, SignedRequest
 
 _TIMEOUT: Final = 15.0
+#: Seconds for one request, however the answer trickles.
+_LIMIT: Final = 60.0
 _LENGTH: Final = 1000
-#: What of a provider's refusal is passed on.
-_TOLD: Final = re.compile(rb"<(?:Code|Message)>([^<]{1,200})</")
+#: What of a provider's refusal is passed on: its code, if it looks like one.
+_TOLD: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
 #: Headers that let an upload only create.
 _CONDITIONS: Final = frozenset({"if-none-match", "x-goog-if-generation-match"})
 #: Headers that name a digest of what is uploaded.
@@ -104,9 +108,10 @@ class _Probe:
     async def good(self) -> bool:
         """A good upload. Returns whether HEAD shows its digest."""
         key = self._key()
-        answer = await self._send(await self._signed(key, self._data), self._data)
+        signed = await self._signed(key, self._data)
+        answer = await self._send(signed, self._data)
         if not answer.accepted:
-            raise _refusal(answer)
+            raise _refusal(answer, signed)
         head = await self._bucket.head(key)
         if head is None or head.length != _LENGTH:
             raise RetryLater("what was uploaded to the bucket is not there", kind="bucket-unreachable")
@@ -196,15 +201,35 @@ async def send(
     With fewer bytes than ``Content-Length`` the connection is half closed after them. Raises
     ``RetryLater(bucket-unreachable)`` if there is no connection.
     """
-    return await asyncio.to_thread(_send, signed, data, signed.headers if headers is None else headers, ca)
+    made: list[http.client.HTTPConnection] = []
+    try:
+        async with asyncio.timeout(_LIMIT):
+            return await asyncio.to_thread(
+                _send, signed, data, signed.headers if headers is None else headers, ca, made
+            )
+    except TimeoutError:
+        return Answer(0, b"")
+    finally:
+        # Closed already, unless the thread still waits for it: then it is told.
+        for connection in made:
+            if isinstance(connection.sock, socket.socket):
+                with suppress(OSError):
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
-def _send(signed: SignedRequest, data: bytes, headers: Mapping[str, str], ca: Path | None) -> Answer:
+def _send(
+    signed: SignedRequest,
+    data: bytes,
+    headers: Mapping[str, str],
+    ca: Path | None,
+    made: list[http.client.HTTPConnection],
+) -> Answer:
     parts = urlsplit(signed.url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT)
     if parts.scheme == "https":
         trusted = ssl.create_default_context(cafile=None if ca is None else str(ca))
         connection = http.client.HTTPSConnection(parts.netloc, timeout=_TIMEOUT, context=trusted)
+    made.append(connection)
     try:
         try:
             connection.connect()
@@ -234,11 +259,11 @@ def _half_close(connection: http.client.HTTPConnection) -> None:
         connection.sock.shutdown(1)
 
 
-def _refusal(answer: Answer) -> Denied | RetryLater | InvalidInput:
+def _refusal(answer: Answer, signed: SignedRequest) -> Denied | RetryLater | InvalidInput:
     # Nothing else of it is told: some providers repeat the token or the whole request that they refuse.
-    text = (
-        ": ".join(part.decode("utf-8", "replace") for part in _TOLD.findall(answer.body)) or f"status {answer.status}"
-    )
+    told = _TOLD.search(answer.body)
+    code = "" if told is None else told[1].decode("ascii")
+    text = code if code and code not in signed.url else f"status {answer.status}"
     if answer.status in {401, 403}:
         return Denied(
             f"the bucket refuses a signed upload: {text}",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -52,12 +53,15 @@ from entrepot_hub.adapters.buckets.s3_facts import Examination
 from entrepot_hub.adapters.buckets.s3_keys import KeyRing
 from entrepot_hub.adapters.buckets.s3_retries import Tries
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
+from entrepot_hub.adapters.buckets.s3_transport import Sockets, guard
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 #: An examination asks a dozen questions, a probe of conditions as many: so many times the time of one operation.
 _LONG: Final = 3.0
+#: The seconds that closing leaves to what is under way, and then to what it has ended.
+_GRACE: Final = 4.0
 
 
 class S3Bucket:
@@ -78,7 +82,9 @@ class S3Bucket:
         self._making = threading.Lock()
         self._made: S3Client | None = None
         self._closing = threading.Event()
-        self._keys = KeyRing(settings, clock, self._closing.wait)
+        self._sockets = Sockets()
+        self._running: set[concurrent.futures.Future[Any]] = set()
+        self._keys = KeyRing(settings, clock, self._closing.wait, self._sockets)
 
     def __repr__(self) -> str:
         return f"S3Bucket({self.name!r}, {self._settings!r})"
@@ -173,13 +179,17 @@ class S3Bucket:
         return await self._run(Calls.list, prefix, start_after, limit)
 
     async def aclose(self) -> None:
-        """As the interface says."""
+        """As the interface says. What is under way has a few seconds; then its connections are ended."""
         if not self._closing.is_set():
             self._closing.set()
             await asyncio.to_thread(self._end)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -206,7 +216,7 @@ class S3Bucket:
 
     def _examine(self) -> Facts:
         with translation(self._settings.bucket):
-            return Examination(self._client(), self._settings, self._tries(_LONG), self._clock).facts()
+            return Examination(self._client(), self._settings, self._tries(_LONG), self._clock, self._sockets).facts()
 
     def _call[T](self, work: Callable[..., T], times: float, *args: Any) -> T:
         with translation(self._settings.bucket):
@@ -228,10 +238,15 @@ class S3Bucket:
         with self._making:
             if self._made is None:
                 self._made = make_s3_client(self._settings, self._keys.for_client())
+                guard(self._made, self._sockets, self._settings.total)
             return self._made
 
     def _end(self) -> None:
-        self._threads.shutdown(wait=True)
+        self._threads.shutdown(wait=False)
+        under_way = concurrent.futures.wait(tuple(self._running), _GRACE).not_done
+        self._sockets.end()
+        stuck = concurrent.futures.wait(under_way, _GRACE).not_done
+        self._threads.shutdown(wait=not stuck)
         with self._making:
             if self._made is not None:
                 self._made.close()
@@ -242,14 +257,28 @@ class S3Bucket:
         return await self._in_thread(lambda: self._call(work, times, *args), times=times)
 
     async def _in_thread[T](self, work: Callable[[], T], *, times: float = 1.0) -> T:
-        if self._closing.is_set():
-            raise RetryLater("the bucket is closed", kind="bucket-unreachable", bucket=self.name)
+        self._check_open()
         # The work has a deadline of its own; this one is for a server that trickles, and for full threads.
         limit = self._settings.total * times + self._settings.connect_timeout + self._settings.read_timeout
         try:
             async with asyncio.timeout(limit):
-                return await asyncio.wrap_future(self._threads.submit(work))
+                future = self._threads.submit(self._unless_closing, work)
+                self._running.add(future)
+                future.add_done_callback(self._running.discard)
+                return await asyncio.wrap_future(future)
         except TimeoutError as error:
             raise RetryLater(
                 f"the bucket did not answer within {limit:.0f} seconds", kind="bucket-unreachable", bucket=self.name
             ) from error
+
+    def _unless_closing[T](self, work: Callable[[], T]) -> T:
+        """What waited for a thread until the bucket was closed is not begun."""
+        self._check_open()
+        try:
+            return work()
+        finally:
+            self._sockets.let_go()
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise RetryLater("the bucket is closed", kind="bucket-unreachable", bucket=self.name)

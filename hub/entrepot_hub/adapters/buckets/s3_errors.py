@@ -10,7 +10,15 @@ from typing import Any, Final
 from xml.etree.ElementTree import ParseError
 
 import urllib3.exceptions
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, SSLError
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 
@@ -45,6 +53,16 @@ _ON_THE_WAY: Final = (
     urllib3.exceptions.HTTPError,
     OSError,
 )
+#: Those whose text may repeat what the endpoint said: a line, a header, a number or a date that is none.
+_FOREIGN: Final = (
+    *NONSENSE,
+    HTTPClientError,
+    ChecksumError,
+    FlexibleChecksumError,
+    urllib3.exceptions.HTTPError,
+    ValueError,
+    OverflowError,
+)
 #: The most seconds that a server's Retry-After is believed.
 _MAX_AFTER: Final = 3600.0
 
@@ -58,6 +76,13 @@ def translation(bucket: str) -> Iterator[None]:
         raise
     except ClientError as error:
         raise _from_answer(error, bucket) from error
+    except _FOREIGN as error:
+        # What these say may be the endpoint's words, or all of its answer: it is not even kept as the cause.
+        raise RetryLater(
+            f"the bucket cannot be reached, or its answer makes no sense: {type(error).__name__}",
+            kind="bucket-unreachable",
+            bucket=bucket,
+        ) from None
     except _ON_THE_WAY as error:
         untrusted = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
         raise RetryLater(

@@ -7,7 +7,6 @@ import email.utils
 import http.client
 import secrets
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from entrepot_hub.adapters.buckets.s3_calls import mark_of
 from entrepot_hub.adapters.buckets.s3_errors import ENDED_KEYS, NONSENSE, WRONG_KEYS, code_of, status_of
 from entrepot_hub.adapters.buckets.s3_retries import Tries
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
+from entrepot_hub.adapters.buckets.s3_transport import Sockets, quotable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -40,8 +40,9 @@ class Examination:
     """
 
     def __init__(
-        self, client: S3Client, settings: S3Settings, tries: Tries, clock: Callable[[], float] = time.time
+        self, client: S3Client, settings: S3Settings, tries: Tries, clock: Callable[[], float], sockets: Sockets
     ) -> None:
+        self._sockets = sockets
         self._client = client
         self._settings = settings
         self._tries = tries
@@ -112,13 +113,14 @@ class Examination:
         except Unknown:
             head = None
         told = head["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region") if head is not None else None
-        if told:
+        if told and quotable(str(told)):
             return str(told)
         if location is None:
             raise reason or Unknown("the provider does not tell")
         place = location.get("LocationConstraint")
         # Amazon's first region has no name there, and its first European one an old one.
-        return {None: "us-east-1", "": "us-east-1", "EU": "eu-west-1"}.get(place, place)
+        region = {None: "us-east-1", "": "us-east-1", "EU": "eu-west-1"}.get(place, place)
+        return _plain(region)
 
     def _dated(self, answer: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         text = answer["ResponseMetadata"]["HTTPHeaders"].get("date") if answer is not None else None
@@ -157,7 +159,7 @@ class Examination:
         answer = self._ask(self._client.head_object, "s3:GetObject", "404", "NoSuchKey", Key=mark)
         if answer is None:
             raise Unknown("the owner's mark is not there yet")
-        return str(answer.get("StorageClass") or "STANDARD")
+        return _plain(answer.get("StorageClass") or "STANDARD")
 
     def _cors(self) -> bool:
         answer = self._ask(self._client.get_bucket_cors, "s3:GetBucketCORS", "NoSuchCORSConfiguration")
@@ -238,6 +240,8 @@ class Examination:
             connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
         try:
             headers = {"Content-Length": "0"} if method == "PUT" else {"Range": "bytes=0-0"}
+            connection.connect()
+            self._sockets.add(connection.sock)
             connection.request(method, parts.path, headers=headers)
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
@@ -253,6 +257,13 @@ def _told(answer: Mapping[str, Any], name: str) -> Any:
     return answer[name]
 
 
+def _plain(word: Any) -> str:
+    """A word of the provider's that is shown. Raises :class:`Unknown` for anything else."""
+    if not quotable(str(word)):
+        raise Unknown("the provider's answer makes no sense")
+    return str(word)
+
+
 def _words(rule: Mapping[str, Any], prefix: str) -> list[str]:
     """What a lifecycle rule would do to objects below the prefix, one sentence each. Ours bear no tags."""
     if rule.get("Status") != "Enabled":
@@ -265,12 +276,12 @@ def _words(rule: Mapping[str, Any], prefix: str) -> list[str]:
     ours = f"{prefix}/" if prefix else ""
     if not (begins.startswith(ours) or ours.startswith(begins)):
         return []
-    name = f"rule {rule.get('ID') or '(without a name)'!r}"
+    name = f"rule {str(rule.get('ID') or '(without a name)')[:100]!a}"
     words = []
     if when := _when(rule.get("Expiration", {})):
         words.append(f"{name} removes objects {when}")
     words.extend(
-        f"{name} moves objects to {move.get('StorageClass', 'another class')} {_when(move)}"
+        f"{name} moves objects to {_plain(move.get('StorageClass', 'another'))} {_when(move)}"
         for move in rule.get("Transitions", [])
     )
     return words

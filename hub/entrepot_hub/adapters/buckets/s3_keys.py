@@ -21,6 +21,7 @@ from entrepot_hub.adapters.buckets.s3_client import make_sts_client
 from entrepot_hub.adapters.buckets.s3_errors import keys_translation
 from entrepot_hub.adapters.buckets.s3_retries import Tries
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
+from entrepot_hub.adapters.buckets.s3_transport import Sockets, guard
 
 #: Seconds before their end at which temporary keys are renewed; half of their life if that is shorter.
 EARLY: Final = 600.0
@@ -48,8 +49,11 @@ class KeyRing:
     :meth:`ready` never waits; :meth:`fresh` may ask the network and belongs into a thread.
     """
 
-    def __init__(self, settings: S3Settings, clock: Callable[[], float], wait: Callable[[float], bool]) -> None:
+    def __init__(
+        self, settings: S3Settings, clock: Callable[[], float], wait: Callable[[float], bool], sockets: Sockets
+    ) -> None:
         self._settings = settings
+        self._sockets = sockets
         self._clock = clock
         self._wait = wait
         self._lock = threading.Lock()
@@ -136,6 +140,7 @@ class KeyRing:
             attempts=self._settings.attempts, total=self._settings.total, wait=self._wait, renew=lambda: False
         )
         client = make_sts_client(self._settings, source)
+        guard(client, self._sockets, self._settings.total)
         try:
             answer = tries.make(partial(client.assume_role, **asked))["Credentials"]
         finally:

@@ -1,10 +1,10 @@
 """``/healthz``: the process answers. ``/readyz``: what it needs answers too, looked at anew at most once a
-second."""
+second. What only some of its work needs (a bucket) is told, and makes it no less ready."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -17,6 +17,8 @@ type Probe = Callable[[], Awaitable[None]]
 
 _FRESH: Final = 1.0  # seconds for which a look counts
 _PATIENCE: Final = 3.0  # seconds that a look may take
+#: What is told of something that fails of which the hub can do without.
+DEGRADED: Final = "degraded"
 
 
 class Readiness:
@@ -24,6 +26,7 @@ class Readiness:
 
     ``probes`` by name (``database``, ``nats``, ``bucket``); ``clock`` is monotonic. Concurrent askers share
     one look. ``warnings``: names of what is set up so that nodes will stumble over it, though the hub works.
+    ``lesser``: probes whose failure leaves the hub ``degraded`` and ready.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class Readiness:
         probes: Mapping[str, Probe],
         clock: Callable[[], float],
         warnings: Callable[[], Sequence[str]] = tuple,
+        lesser: Collection[str] = (),
     ) -> None:
+        self._lesser = frozenset(lesser)
         self._warnings = warnings
         self._probes = dict(probes)
         self._clock = clock
@@ -40,12 +45,15 @@ class Readiness:
         self._seen: dict[str, str] = {}
 
     async def look(self) -> Mapping[str, str]:
-        """``ok`` or the kind of the error, by name. Kinds only: this is for everybody to read."""
+        """``ok``, ``degraded`` or the kind of the error, by name. Kinds only: this is for everybody to read."""
         async with self._lock:
             if self._clock() - self._seen_at >= _FRESH:
                 names = list(self._probes)
                 found = await asyncio.gather(*(self._one(self._probes[name]) for name in names))
-                self._seen = dict(zip(names, found, strict=True))
+                self._seen = {
+                    name: DEGRADED if state != "ok" and name in self._lesser else state
+                    for name, state in zip(names, found, strict=True)
+                }
                 self._seen_at = self._clock()
             return self._seen
 
@@ -64,9 +72,10 @@ class Readiness:
         return json_answer({"status": "ok"})
 
     async def readyz(self, _request: web.Request) -> web.Response:
-        """200 when all that the hub needs is there, else 503 with what is not. A warning is no reason for 503."""
+        """200 when all that the hub needs is there, else 503 with what is not. Neither a warning nor what is degraded
+        is a reason for 503."""
         seen = await self.look()
-        ready = all(state == "ok" for state in seen.values())
+        ready = all(state in {"ok", DEGRADED} for state in seen.values())
         answer: dict[str, object] = {"ready": ready, "checks": seen}
         if warnings := self._warnings():
             answer["warnings"] = list(warnings)

@@ -1,0 +1,232 @@
+"""What lies between boto3 and an endpoint that cannot be trusted: bounded answers, sockets that can be ended.
+
+boto3 reads an answer whole, however long it is, and passes on what an error says. Here an answer that is no object
+has a limit in bytes and in time; of an error nothing is left but a code that can be quoted; and all sockets of a
+bucket are known, so that closing it ends the waits of its threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+    AWSPreparedRequest,
+    AWSResponse,
+)
+
+from entrepot.core.errors import RetryLater
+
+#: The most bytes of an answer that is no object: a page of a thousand long keys has less than 2 MiB.
+MAX_ANSWER: Final = 8 << 20
+_PIECE: Final = 64 << 10
+#: What an error's code looks like, with every provider. Anything else is not quoted.
+_CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECRET: Final = ("Authorization", "X-Amz-Security-Token")
+
+
+class Sockets:
+    """The open sockets of one bucket. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._ended = False
+        self._here = threading.local()
+
+    @property
+    def ended(self) -> bool:
+        """Whether they were ended: what came from one since then may be cut off anywhere."""
+        return self._ended
+
+    def add(self, one: object) -> None:
+        """Know a socket. Raises ``ConnectionError`` after :meth:`end`."""
+        with self._lock:
+            if self._ended:
+                raise ConnectionError("the bucket is closed")
+            # A tunnel inside TLS is no socket: its reads end by their own time-out.
+            if isinstance(one, socket.socket):
+                self._open.add(one)
+
+    def hold(self, body: _Object) -> None:
+        """Know the one object that this thread reads."""
+        self.let_go()
+        self._here.body = body
+
+    def let_go(self) -> None:
+        """Close what this thread read, at the end of its operation: botocore forgets it if it dislikes a header."""
+        body: _Object | None = getattr(self._here, "body", None)
+        if body is not None:
+            self._here.body = None
+            body.close()
+
+    def end(self) -> None:
+        """End all of them: who waits for one is told at once. None comes after."""
+        with self._lock:
+            self._ended = True
+            for one in tuple(self._open):
+                # The plain one's method: TLS would change the object under the thread that reads from it.
+                with suppress(OSError):
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+
+def guard(client: Any, sockets: Sockets, total: float) -> None:
+    """Bound what this client of boto3 reads (an answer that is no object: also by ``total`` seconds), clean what its
+    errors say, and know its sockets."""
+    session = client._endpoint.http_session
+    classes = _pools(sockets)
+    # botocore has no setting for either.
+    session._pool_classes_by_scheme = classes
+    session._manager.pool_classes_by_scheme = classes
+    client._endpoint.http_session = _Bounded(session, sockets, total)
+    client.meta.events.register_first("after-call", _clean)
+    # Once for all: a filter is added to a logger only if it is not there.
+    logging.getLogger("urllib3.connection").addFilter(_HEADERS)
+
+
+def quotable(code: str, secret: str = "") -> bool:
+    """Whether an endpoint's code may be shown: it looks like one, and does not repeat a secret that was sent."""
+    return _CODE.fullmatch(code) is not None and code not in secret
+
+
+class _Bounded:
+    """botocore's session, but for what it does with answers."""
+
+    def __init__(self, session: Any, sockets: Sockets, total: float) -> None:
+        self._session = session
+        self._sockets = sockets
+        self._total = total
+
+    def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        """The answer. Raises what botocore raises, and ``RetryLater(bucket-unreachable)`` if it does not end."""
+        end = time.monotonic() + self._total
+        an_object = bool(request.stream_output)
+        # Else it would be read here and now, all of it.
+        request.stream_output = True
+        answer: Any = self._session.send(request)
+        secret = "\n".join(_text(request.headers.get(name, "")) for name in _SECRET)
+        if an_object and answer.status_code < 300:
+            object_body = _Object(answer.raw)
+            self._sockets.hold(object_body)
+            return _Answer(answer, object_body, secret)
+        body = _Whole(_read(answer.raw, end))
+        if self._sockets.ended:
+            raise ConnectionError("the bucket is closed")
+        return _Answer(answer, body, secret)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self._session.close()
+
+
+class _Answer(AWSResponse):
+    """An answer with another body, that knows what it must not repeat."""
+
+    def __init__(self, answer: Any, raw: Any, secret: str) -> None:
+        super().__init__(answer.url, answer.status_code, answer.headers, raw)
+        self.secret = secret
+
+
+class _Object:
+    """A body that gives what has come, not what fills a piece: who reads it can look at the clock."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def read(self, amount: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        data: bytes = self._raw.read1(amount)
+        return data
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._raw.close()
+
+
+class _Whole:
+    """A body that was read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def stream(self) -> Iterator[bytes]:
+        """All of it."""
+        yield self._data
+
+
+def _read(raw: Any, end: float) -> bytes:
+    pieces, size = [], 0
+    try:
+        # What is there, not what fills a piece: else a server that trickles would keep us from looking at the clock.
+        while piece := raw.read1(_PIECE):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER:
+                raise RetryLater(
+                    f"the bucket's endpoint answers with more than {MAX_ANSWER >> 20} MiB",
+                    kind="bucket-unreachable",
+                    hint="Is it an S3 server?",
+                )
+            if time.monotonic() > end:
+                raise RetryLater("the bucket's answer comes too slowly", kind="bucket-unreachable")
+    except BaseException:
+        raw.close()
+        raise
+    raw.release_conn()
+    return b"".join(pieces)
+
+
+def _clean(http_response: AWSResponse, parsed: dict[str, Any], **_: object) -> None:
+    """Leave of an error its code, or its status instead of one that cannot be quoted."""
+    if http_response.status_code >= 300:
+        code = str(parsed.get("Error", {}).get("Code") or "")
+        if not quotable(code, getattr(http_response, "secret", "")):
+            code = str(http_response.status_code)
+        parsed["Error"] = {"Code": code, "Message": "not quoted"}
+
+
+class _Headers(logging.Filter):
+    """urllib3 writes headers that it cannot parse into its warning."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info or "headers" in str(record.msg):
+            record.msg, record.args, record.exc_info = "an endpoint sends headers that cannot be parsed", (), None
+        return True
+
+
+_HEADERS: Final = _Headers()
+
+
+def _pools(sockets: Sockets) -> dict[str, type]:
+    class Plain(AWSHTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class Secured(AWSHTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class PlainPool(AWSHTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecuredPool(AWSHTTPSConnectionPool):
+        ConnectionCls = Secured
+
+    return {"http": PlainPool, "https": SecuredPool}
+
+
+def _text(header: str | bytes) -> str:
+    return header.decode("utf-8", "replace") if isinstance(header, bytes) else header
