@@ -441,7 +441,7 @@ class _Refused:
 
 
 async def test_a_refusal_is_passed_on_without_what_it_repeats() -> None:
-    """Of a provider's refusal of an upload its reason is told, not the token or the request that it quotes."""
+    """Of a provider's refusal of an upload its code is told, not the token or the request that it quotes."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         serving.start()
@@ -452,7 +452,8 @@ async def test_a_refusal_is_passed_on_without_what_it_repeats() -> None:
             server.shutdown()
             serving.join()
     told = json.dumps(to_wire(refused.value))
-    assert "InvalidToken: The token is malformed." in told
+    assert "InvalidToken" in told
+    assert "malformed" not in told  # words of an endpoint go nowhere
     assert "THE-TOKEN" not in told
 
 
