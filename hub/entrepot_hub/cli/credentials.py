@@ -143,6 +143,4 @@ def _say_retired(found: CustodyView) -> None:
             continue
         note(f"note: keep {key.label} at the provider until {when(key.safe_at)}: it signed URLs that are in use.")
     if found.others:
-        note(
-            f"note: {', '.join(found.others)} on other buckets still use a key that is retired here: change it there"
-        )
+        note(f"note: {', '.join(found.others)} on other buckets still use a key that is retired here: change it there")
