@@ -473,7 +473,7 @@ def test_no_setting_shows_a_secret(tmp_path: Path) -> None:
     shown: list[object] = [
         s3, gcs, azure, client, master, vault, settings, given, load_keys(given),
         parse_location("s3://bucket?region=x").settings(s3),  # type: ignore[union-attr]
-        parse_location("gs://bucket").settings(gcs),  # type: ignore[union-attr]
+        parse_location(f"gs://bucket?endpoint={NOWHERE}").settings(gcs),  # type: ignore[union-attr]
         parse_location("azblob://container?account=acct").settings(azure),  # type: ignore[union-attr]
         parse_location("azblob://container?account=acct").settings(client),  # type: ignore[union-attr]
         ChannelCreate(name="demo", bucket="s3://b?region=x", credentials=secret),
