@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import ClientSecretCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, UserDelegationKey, generate_blob_sas
@@ -126,7 +126,7 @@ class AzureAccount:
             if fresh is None:
                 fresh = self._fetched(now)
             self._kept = fresh
-        except Exception:
+        except (AzureError, OSError):  # what an outage raises; a mistake of ours is not outlived
             if kept is None or not alive:
                 raise
             self._paused_until = now + KEY_PAUSE
