@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,24 @@ def empty_home() -> Iterator[Path]:
             patch.setenv(name, str(folder))
         yield home
     shutil.rmtree(home, ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--report FILE``: rows for the tables of docs/reliability.md; see ``scripts/reliability``."""
+    parser.addoption("--report", metavar="FILE", help="append what the suites found to this file, a line of JSON each")
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Tells what was found: ``report("faults", fault="hub killed", point="at the grant", seconds=1.2)`` is a row of the
+    table ``faults``, of which the first column names it. A row told again replaces the former."""
+    path = request.config.getoption("--report")
+
+    def tell(table: str, **columns: str | float) -> None:
+        if path is None:
+            return
+        line = json.dumps({"table": table, "columns": columns}) + "\n"
+        with open(path, "ab", buffering=0) as file:  # one write of a short line: several processes may tell at once
+            file.write(line.encode())
+
+    return tell
