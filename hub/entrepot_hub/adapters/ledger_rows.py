@@ -256,6 +256,7 @@ def to_grant(row: sa.Row[Any], ref: ObjectRef) -> GrantRecord:
         sent=row.sent,
         sent_at=row.sent_at,
         reason=row.reason,
+        transfer=None if row.transfer is None else bytes(row.transfer),
     )
 
 

@@ -259,6 +259,7 @@ def _new_grant(grant: GrantRecord, object_id: int | None) -> dict[str, Any]:
         "sent": grant.sent,
         "sent_at": grant.sent_at,
         "reason": grant.reason,
+        "transfer": grant.transfer,
     }
 
 

@@ -105,7 +105,7 @@ class SqlWants(LedgerRows):
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         want, read = self._insert(t.wants), self._insert(t.reads)
-        renewed = ("lock", "ranges", "window", "until", "keep", "heard_at")
+        renewed = ("lock", "ranges", "window", "until", "keep", "transfer", "heard_at")
         self._upsert_want = want.on_conflict_do_update(
             index_elements=["channel_id", "stream", "node"], set_={name: want.excluded[name] for name in renewed}
         )
@@ -291,6 +291,7 @@ class SqlWants(LedgerRows):
                 "window": order.window,
                 "until": order.until,
                 "keep": order.keep,
+                "transfer": order.transfer,
                 "created_at": now,
                 "heard_at": now,
             },
@@ -336,5 +337,6 @@ def _to_want(row: sa.Row[Any]) -> WantRecord:
         window=row.window,
         until=row.until,
         keep=row.keep,
+        transfer=None if row.transfer is None else bytes(row.transfer),
     )
     return WantRecord(order, row.created_at, row.heard_at)

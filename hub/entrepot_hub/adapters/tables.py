@@ -170,6 +170,7 @@ wants: Final = sa.Table(
     sa.Column("keep", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("heard_at", sa.Double, nullable=False),
+    sa.Column("transfer", sa.LargeBinary),
     sa.UniqueConstraint("channel_id", "stream", "node"),
     sa.Index(None, "until"),
     sqlite_autoincrement=True,
@@ -234,6 +235,7 @@ grants: Final = sa.Table(
     sa.Column("sent", sa.BigInteger, nullable=False),
     sa.Column("sent_at", sa.Double, nullable=False),
     sa.Column("reason", sa.Text),
+    sa.Column("transfer", sa.LargeBinary),
     sa.Index(None, "object_id"),
     sqlite_autoincrement=True,
 )
@@ -274,6 +276,31 @@ pins: Final = sa.Table(
     sa.Column("class", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
+)
+
+#: What happened to streams, for people who ask why: the journal. One row is a run of like events between ``at`` and
+#: ``until``: objects ``first`` to ``last`` (NULL: of the stream as a whole), ``count`` events, ``bytes`` and
+#: ``seconds`` in all. ``node``: who did it, or for whom it was done; ``detail``: why.
+events: Final = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    _channel(),
+    sa.Column("stream", sa.LargeBinary, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("node", sa.Text),
+    sa.Column("transfer", sa.LargeBinary),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+    sa.Column("first", sa.BigInteger),
+    sa.Column("last", sa.BigInteger),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Index(None, "channel_id", "stream", "id"),
+    sa.Index(None, "until"),
+    sqlite_autoincrement=True,
 )
 
 #: What a channel's traffic came to by node and day (whole UTC days since the epoch). Node "" is the hub itself.

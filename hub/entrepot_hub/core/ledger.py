@@ -97,6 +97,7 @@ class GrantRecord:
     sent: int = 0  # bytes reported so far
     sent_at: float = 0.0  # when the lease was last renewed by growing bytes
     reason: str | None = None  # kind of the error that ended it
+    transfer: bytes | None = None  # the get that it was made for first of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ class ObjectView:
 @dataclass(frozen=True, slots=True)
 class WantOrder:
     """What one node asks for. ``ranges`` are inclusive pairs of object numbers in the order of wish, ``window``
-    how many objects from their front it wants now. ``keep``: still wanted when the asker is gone."""
+    how many objects from their front it wants now. ``keep``: still wanted when the asker is gone. ``transfer``: what
+    the node calls this get."""
 
     channel: str
     lock: bytes
@@ -120,6 +122,7 @@ class WantOrder:
     window: int
     until: float
     keep: bool = False
+    transfer: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class WantView:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A grant that the hub would like to make."""
+    """A grant that the hub would like to make, for the sake of this transfer."""
 
     ref: ObjectRef
     grant: bytes
@@ -161,6 +164,7 @@ class Proposal:
     session: str
     size: int
     lease_until: float
+    transfer: bytes | None = None
 
 
 class Refusal(StrEnum):

@@ -547,6 +547,7 @@ class Rounds:
             session=session[1],
             size=size,
             lease_until=now + self._settings.lease + size / 100e6,
+            transfer=found.wants[turn.node].order.transfer,
         )
 
     def _seek(self, key: tuple[str, bytes], found: Round, lacking: list[int], now: float) -> list[Effect]:

@@ -61,6 +61,7 @@ def opened(proposal: Proposal, now: float) -> GrantRecord:
         lease_until=proposal.lease_until,
         put_until=0.0,
         granted_at=now,
+        transfer=proposal.transfer,
     )
 
 

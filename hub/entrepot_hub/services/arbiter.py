@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from msgspec import UNSET
+
 from entrepot.core import subjects
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, NotFound, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
@@ -399,6 +401,7 @@ class Arbiter:
             opening=opening.encode(),
             lease=int(lease * 1000),
             digest=channel.bucket.digest_kind,
+            transfer=UNSET if grant.transfer is None else grant.transfer,
         )
         self._publish(subjects.grant(grant.node, grant.session), message)
 

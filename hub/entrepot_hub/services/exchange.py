@@ -33,6 +33,7 @@ from entrepot.core.messages import (
     Want,
     WantReply,
     reason_of,
+    transfer_of,
 )
 from entrepot.core.ranges import LAST_NUMBER, as_set, check_pairs, clip, front
 from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
@@ -142,6 +143,7 @@ class Exchange:
             window=message.window,
             until=now + message.deadline / 1000,
             keep=message.keep,
+            transfer=transfer_of(message),
         )
         refusal = await self._arbiter.metering.may_read(channel.name, order.node)
         if refusal is not None:

@@ -35,6 +35,8 @@ OpeningBytes = Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
 GrantId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
 DigestKind = Literal["sha256", "md5"]
+#: One get of one stream, by whoever it is served: 8 random bytes, in hexadecimal in every log.
+TransferId = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 SessionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, msgspec.Meta(ge=0, le=LAST_NUMBER)]
 Ranges = Annotated[tuple[tuple[Number, Number], ...], msgspec.Meta(max_length=MAX_PAIRS)]
@@ -71,6 +73,11 @@ class Reason(Part, frozen=True, kw_only=True):
         return from_wire(self.kind, self.message, self.hint, self.data)
 
 
+def transfer_of(message: Want | Grant) -> bytes | None:
+    """The transfer that a message names, if it names one."""
+    return None if message.transfer is msgspec.UNSET else message.transfer
+
+
 def reason_of(error: EntrepotError) -> Reason:
     """The error as a part of a message."""
     return msgspec.convert(to_wire(error), Reason)
@@ -100,7 +107,8 @@ class ObjectState(Part, frozen=True, kw_only=True):
 
 class Want(Message, frozen=True, kw_only=True):
     """I want these objects (in this order, inclusive ranges; the first ``window`` of them now). The want is kept for
-    ``deadline`` unless renewed; with ``keep`` it is served even when I am gone."""
+    ``deadline`` unless renewed; with ``keep`` it is served even when I am gone. ``transfer`` names this get in the logs
+    of everybody who takes part."""
 
     lock: Lock
     stream: Stream
@@ -109,6 +117,7 @@ class Want(Message, frozen=True, kw_only=True):
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_OBJECTS)]
     deadline: Millis
     keep: bool = False
+    transfer: TransferId | msgspec.UnsetType = msgspec.UNSET
 
 
 class WantReply(Message, frozen=True, kw_only=True):
@@ -147,7 +156,8 @@ class Offer(Message, frozen=True, kw_only=True):
 
 
 class Grant(Message, frozen=True, kw_only=True):
-    """Upload this object: accept within ``lease``, naming its ``digest`` of this kind."""
+    """Upload this object: accept within ``lease``, naming its ``digest`` of this kind. ``transfer``: the get that it is
+    for first of all."""
 
     lock: Lock
     stream: Stream
@@ -156,6 +166,7 @@ class Grant(Message, frozen=True, kw_only=True):
     opening: OpeningBytes
     lease: Millis
     digest: DigestKind = "sha256"
+    transfer: TransferId | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accept(Message, frozen=True, kw_only=True):

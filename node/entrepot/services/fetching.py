@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -101,11 +102,17 @@ class Getter:
             in_order=in_order,
             keep=keep,
             deadline=self._deadline,
+            transfer=secrets.token_bytes(8),
         )
         self._downloads: dict[int, asyncio.Task[None]] = {}
         self._got: set[int] = set()  # objects that came and were told so
         self._awaited: set[int] = set()  # objects that were seen not to be in the bucket
         self._fetched_bytes = self._from_bucket_bytes = self._objects = 0
+
+    @property
+    def transfer(self) -> str:
+        """What this get is called in the logs of everybody who takes part: 16 hexadecimal digits."""
+        return (self._machine.transfer or b"").hex()
 
     async def run(self) -> Fetched:
         """Returns when all that was asked for is verified and in the store.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.contract.ledger.conftest import QUOTA, World
 from tests.contract.ledger.exchange import (
@@ -36,6 +38,17 @@ def test_a_grant_reserves_its_bytes(ledger: Ledger) -> None:
     assert (view.record.status, view.record.size, view.grant) == (ObjectStatus.RESERVED, 100, grant)
     assert ledger.find_grant(grant.grant) == grant
     assert charged(ledger) == 100
+
+
+def test_a_grant_names_the_transfer_that_it_was_made_for(ledger: Ledger) -> None:
+    """From the proposal through accept to the end, so that everybody's logs can name it."""
+    (outcome,) = ledger.grant([replace(proposal(ref()), transfer=b"transfer")], 10.0)
+    assert outcome.grant is not None
+    accepted = ledger.accept(outcome.grant.grant, "A", DIGEST, 20.0, 900.0, 11.0).grant
+    assert accepted is not None
+    ended = ledger.end_grant(accepted.grant, GrantStatus.FAILED, "x", 12.0)
+    assert ended is not None
+    assert outcome.grant.transfer == accepted.transfer == ended.transfer == b"transfer"
 
 
 def test_granting_nothing_is_fine(ledger: Ledger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.contract.ledger.conftest import World
 from tests.contract.ledger.exchange import (
@@ -100,6 +102,13 @@ def test_unwant_ends_the_read_leases(ledger: Ledger) -> None:
     assert ledger.evict_begin("demo", 1, 13.0, GRACE) == []
     ledger.unwant("demo", STREAM, "B")
     assert [record.ref for record in ledger.evict_begin("demo", 1, 13.0, GRACE)] == [ref(0)]
+
+
+def test_a_want_names_its_latest_transfer(ledger: Ledger) -> None:
+    """A second get of the same stream by the same node is another transfer of the one want."""
+    for transfer in (b"transfer", b"the next"):
+        ledger.want(replace(order(), transfer=transfer), [0], 50.0, 10.0)
+        assert [want.order.transfer for _, want in ledger.open_wants(10.0, "demo", 0, 9)] == [transfer]
 
 
 def test_open_wants_come_in_pages(ledger: Ledger) -> None:

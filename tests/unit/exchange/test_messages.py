@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +71,16 @@ def test_messages_come_back_as_they_were(name: str) -> None:
     keys = list(msgpack.unpackb(data))
     assert keys == sorted(keys)
     assert "v" in keys
+
+
+def test_a_transfer_is_named_or_left_out() -> None:
+    """A message without a transfer is the bytes that it was before there were any; one with it comes back with it."""
+    want = EXAMPLES["Want"]
+    assert isinstance(want, Want)
+    named = msgspec.structs.replace(want, transfer=b"transfer")
+    assert "transfer" not in msgpack.unpackb(encode(want))
+    assert decode(Want, encode(named)) == named
+    assert (messages.transfer_of(want), messages.transfer_of(named)) == (None, b"transfer")
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

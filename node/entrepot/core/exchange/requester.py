@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening, StreamId
@@ -89,8 +91,8 @@ type Effect = Learned | Ask | Tell | Fetch | StopFetch | Finish | Fail
 
 class Requester:
     """One get of one stream. ``in_order``: the reader needs objects in the order of its wish; otherwise what is ready
-    goes first. ``keep``: the want outlives this process until its deadline. ``now`` is any monotonic clock, in
-    seconds."""
+    goes first. ``keep``: the want outlives this process until its deadline. ``transfer``: 8 random bytes that name this
+    get in everybody's logs. ``now`` is any monotonic clock, in seconds."""
 
     def __init__(
         self,
@@ -103,8 +105,10 @@ class Requester:
         in_order: bool = False,
         keep: bool = False,
         deadline: float | None = None,
+        transfer: bytes | None = None,
     ) -> None:
         self.stream = stream
+        self.transfer = transfer
         self.opening = opening
         self.ended = False
         self.sources: dict[int, int] = {}  # object number → times its state was seen uploading
@@ -358,6 +362,7 @@ class Requester:
             window=max(len(numbers), 1),
             deadline=int((left if self._keep else min(left, self._patience)) * 1000),
             keep=self._keep,
+            transfer=UNSET if self.transfer is None else self.transfer,
         )
         return [Ask(want)]
 
