@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from entrepot.core.uri import StreamUri
     from entrepot.services.blocking import Blocking, BlockingFile
     from entrepot.services.estimate import Info
+    from entrepot.services.inquiry import Story
     from entrepot.services.node import Added, Got, Joined, Node
     from entrepot.services.progress import Progress
     from entrepot.services.reading import RemoteFile
@@ -56,6 +57,7 @@ __all__ = [
     "RemoteFile",
     "RetryLater",
     "SchemaLock",
+    "Story",
     "StreamId",
     "StreamKind",
     "StreamUri",
@@ -84,6 +86,7 @@ _PLACES = {
     "entrepot.core.uri": ["StreamUri"],
     "entrepot.services.blocking": ["Blocking", "BlockingFile"],
     "entrepot.services.estimate": ["Info"],
+    "entrepot.services.inquiry": ["Story"],
     "entrepot.services.node": ["Added", "Got", "Joined", "Node"],
     "entrepot.services.progress": ["Progress"],
     "entrepot.services.reading": ["RemoteFile"],

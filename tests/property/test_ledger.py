@@ -235,6 +235,16 @@ class GrantMachine(LedgerMachine):
     def unhold(self, channel: str, stream: bytes, node: str) -> None:
         self.both(lambda ledger: ledger.unhold(channel, stream, node))
 
+    @rule(channel=CHANNELS, of_member=st.sampled_from([0, 1, 2]), of_channel=st.sampled_from([1, 3, 100]))
+    def thin_holders(self, channel: str, of_member: int, of_channel: int) -> None:
+        self.both(lambda ledger: ledger.thin_holders(channel, of_member, of_channel))
+
+    @rule(channel=CHANNELS, before=st.sampled_from([0.0, 20.0]), limit=st.sampled_from([1, 100]))
+    def forget(self, channel: str, before: float, limit: int) -> None:
+        """Only what is needed for nothing goes: the ledgers agree on how much that is."""
+        self.both(lambda ledger: ledger.forget_absent(self.now - before))
+        self.both(lambda ledger: ledger.forget_streams(channel, b"", limit))
+
     @rule(channel=CHANNELS, node=NODES)
     def strike(self, channel: str, node: str) -> None:
         self.both(lambda ledger: ledger.strike(channel, node, "corrupt", self.now))

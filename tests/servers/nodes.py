@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -125,15 +125,18 @@ class Command:
 class HubProcess:
     """``entrepot-hub serve`` on fixed ports, behind a relay, whose address is the hub's public URL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, relay: Callable[[int], Relay] = Relay) -> None:
         self.base = folder
         self.folder = folder / "hub"
+        #: What it has in its environment beside ours.
+        self.environment: dict[str, str] = {}
         self.port, self.nats_port = free_port(), free_port()
-        self.relay = Relay(self.port).start()
+        self.relay = relay(self.port).start()
         self.url = f"http://127.0.0.1:{self.relay.port}"
         self.public = create_hub(
             self.folder, self.url, Listen("127.0.0.1", self.port), Listen("127.0.0.1", self.nats_port)
         ).hub_public
+        self.words: tuple[str, ...] = ()  # further ones of ``entrepot-hub serve``
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -145,12 +148,13 @@ class HubProcess:
         """Start it and wait until it is ready. After a kill, again."""
         with (self.base / "hub.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "entrepot_hub.cli.main", "serve", "--folder", self.folder]
+                [sys.executable, "-m", "entrepot_hub.cli.main", "serve", *self.words, "--folder", self.folder]
                 if shutil.which("entrepot-hub", path=str(Path(sys.executable).parent)) is None
-                else [Path(sys.executable).parent / "entrepot-hub", "serve", "--folder", self.folder],
+                else [Path(sys.executable).parent / "entrepot-hub", "serve", *self.words, "--folder", self.folder],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
                 cwd=self.base,
             )
         until(self._ready, 60, "the hub's start")
@@ -164,6 +168,11 @@ class HubProcess:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
         return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL: no word to anybody."""
@@ -269,12 +278,14 @@ class Machine:
         self.folder = folder
         self.daemon: Command | None = None
         self.commands: list[Command] = []
+        #: What its commands have in their environment beside ours.
+        self.more: dict[str, str] = {}
         self.settings = NodeSettings(home=home)
         folder.mkdir()
 
     def environment(self, **more: str) -> dict[str, str]:
         """What its commands have as environment."""
-        return {**os.environ, "ENTREPOT_HOME": str(self.home), "PYTHONWARNINGS": "error", **more}
+        return {**os.environ, "ENTREPOT_HOME": str(self.home), "PYTHONWARNINGS": "error", **self.more, **more}
 
     def start(self, *words: str | Path, user: int | None = None, **more: str) -> Command:
         """Start an ``entrepot`` command. ``user``: as this user of the system, where the tests are root."""
@@ -369,6 +380,11 @@ class Machine:
             return asyncio.run(DaemonClient(self.settings).status())
         return None
 
+    @property
+    def daemon_ended(self) -> bool:
+        """Whether its daemon has ended."""
+        return self.daemon is None or self.daemon.process.poll() is not None
+
     def down(self) -> None:
         """End its daemon in order."""
         assert self.daemon is not None
@@ -391,10 +407,10 @@ class Machine:
 class Site:
     """A hub with a channel ``demo`` and machines, under ``folder``; homes under ``homes``, a short path (sockets)."""
 
-    def __init__(self, folder: Path, homes: Path) -> None:
+    def __init__(self, folder: Path, homes: Path, relay: Callable[[int], Relay] = Relay) -> None:
         self.folder = folder
         self.homes = homes
-        self.hub = HubProcess(folder)
+        self.hub = HubProcess(folder, relay)
         self.relay = self.hub.relay
         self.machines: list[Machine] = []
 

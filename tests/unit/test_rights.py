@@ -79,6 +79,16 @@ def test_rights_add_up() -> None:
 def test_a_nodes_name_is_printable() -> None:
     """Names come from strangers and are shown to people."""
     assert check_node_name("Ünïcode's laptop") == "Ünïcode's laptop"
-    for name in ("", " a", "a ", "a\x1b[31m", "a\u202eb", "x" * 65):
+    for name in ("", " a", "a ", "a\x1b[31m", "a\u202eb", "a\u200bb", "a\u2066b", "a\ufeffb", "a\nb", "x" * 65):
         with pytest.raises(InvalidInput):
             check_node_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["admin", "Admin", "hub", "HUB", "the hub", "The  Hub", "ａｄｍｉｎ", "the\u00a0admin"]
+)
+def test_no_node_goes_by_the_hubs_names(name: str) -> None:
+    """The log and the hub's sentences name nodes beside the admin and the hub: nobody passes for one of those."""
+    with pytest.raises(InvalidInput):
+        check_node_name(name)
+    assert check_node_name(f"{name.strip()}'s lab".replace("\u00a0", " "))

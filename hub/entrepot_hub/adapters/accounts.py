@@ -126,7 +126,7 @@ class Accounts:
         payload = await self._bus.request(UPDATE, jwt.encode("ascii"), self._timeout)
         try:
             answer = msgspec.json.decode(payload, type=_Answer)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput("the NATS server's answer is unreadable", kind="invalid-message") from error
         if answer.data is None or answer.data.code != _CONFIRMED:
             why = "" if answer.error is None else answer.error.description[:500]
@@ -161,7 +161,7 @@ class Accounts:
             return None
         try:
             event = msgspec.json.decode(message.payload, type=_Event)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput("the NATS server's event is unreadable", kind="invalid-message") from error
         if event.client.user == self._identity.hub_user.public:
             return None

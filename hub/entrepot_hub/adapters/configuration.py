@@ -52,7 +52,8 @@ def read_configuration(data: bytes, name: str) -> dict[str, object]:
         pass
     except json.JSONDecodeError as error:
         reason = f"is no JSON, from line {error.lineno}"
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        # A scalar that is not what its tag says ("!!int", "!!bool maybe") comes out of the library as any of these.
         reason = "is not well formed"
     else:
         if isinstance(values, dict) and all(isinstance(key, str) for key in values):
@@ -84,8 +85,17 @@ class _BadLine(ValueError):
 # --- YAML and JSON ------------------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """Stops where brackets are nested deeper than is taken: for each of them the library looks at all before it."""
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803  # as the library has it
+        if self.flow_level > _MAX_DEPTH:
+            raise _BadLine(f"is nested too deeply, line {self.line + 1}")
+        super().fetch_flow_collection_start(TokenClass)
+
+
 def _read_yaml(text: str) -> object:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:

@@ -26,6 +26,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.metrics import Metrics, Stopwatch
 
 MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -65,10 +66,12 @@ class Database:
     """An asynchronous face over synchronous SQLAlchemy Core.
 
     ``url`` is ``sqlite:///relative``, ``sqlite:////absolute`` or ``postgresql://user:password@host/name``; anything
-    else raises InvalidInput (invalid-setting). Nothing is opened before the first transaction.
+    else raises InvalidInput (invalid-setting). Nothing is opened before the first transaction. ``metrics`` is told of
+    every call.
     """
 
-    def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
+    def __init__(self, url: str, settings: DatabaseSettings | None = None, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._settings = settings or DatabaseSettings()
         self._url = _parse(url)
         self._sqlite = self._url.get_backend_name() == "sqlite"
@@ -87,6 +90,11 @@ class Database:
     def is_sqlite(self) -> bool:
         """Whether this is SQLite (else PostgreSQL)."""
         return self._sqlite
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait or run now."""
+        return self._waiting
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,13 +195,19 @@ class Database:
         if self._waiting >= self._settings.queue:
             raise RetryLater("the database has too much to do", kind="busy", waiting=self._waiting)
         self._waiting += 1
+        watch, outcome = Stopwatch(), "ok"
         try:
             async with asyncio.timeout(self._settings.deadline):
                 return await asyncio.wrap_future(self._executor.submit(self._attempt, work))
+        except EntrepotError as error:
+            outcome = error.kind
+            raise
         except TimeoutError:
+            outcome = "deadline"
             raise RetryLater(f"the database did not answer in {self._settings.deadline:g} s", kind="deadline") from None
         finally:
             self._waiting -= 1
+            self._metrics.database(outcome, watch.seconds)
 
     def _attempt[T](self, work: Callable[[], T]) -> T:
         for attempt in range(self._settings.attempts - 1):
@@ -269,6 +283,7 @@ def _translate_postgresql(error: psycopg.Error) -> EntrepotError:
 
 def _parse(text: str) -> URL:
     try:
+        text.encode()  # half a character would come out of the library only where the URL is used
         url = sa.make_url(text)
     except (exc.ArgumentError, ValueError):
         url = None

@@ -42,7 +42,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 _LOG_TAIL: Final = 2000  # bytes of the log that are looked at for the reason
 _REASON: Final = 300  # characters of the log in an error
 _IN_USE: Final = re.compile(r"listen tcp[46]? (\S+): bind: (?:address already in use|Only one usage)")
-_MAX_LOG: Final = 16 << 20  # bytes; a longer log is started afresh with the server
+_MAX_LOG: Final = 16 << 20  # bytes; a longer log is started afresh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +239,8 @@ class NatsServer:
         draft = self._folder / f"nats.conf.{secrets.token_hex(4)}"
         draft.write_text(text, encoding="utf-8")
         draft.replace(config)
-        fresh = self.log.exists() and self.log.stat().st_size > _MAX_LOG
-        log = self.log.open("wb" if fresh else "ab", buffering=0)
+        self._shorten_log()
+        log = self.log.open("ab", buffering=0)
         self._log_start = log.seek(0, os.SEEK_END)
         return config, log
 
@@ -281,6 +281,16 @@ class NatsServer:
             except (OSError, ValueError, LookupError, AttributeError, TypeError):
                 return None  # being written
         return None
+
+    async def shorten_log(self) -> None:
+        """Start the log afresh if it has grown long: every stranger who does not get in writes a line of it."""
+        await asyncio.to_thread(self._shorten_log)
+
+    def _shorten_log(self) -> None:
+        with suppress(FileNotFoundError):
+            if self.log.stat().st_size > _MAX_LOG:
+                os.truncate(self.log, 0)  # the server appends: it goes on at the beginning
+                self._log_start = 0
 
     def _log_tail(self) -> str:
         try:

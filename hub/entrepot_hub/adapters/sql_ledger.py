@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from entrepot_hub.adapters.sql_grants import SqlGrants
+from entrepot_hub.adapters.sql_holdings import SqlHoldings
 from entrepot_hub.adapters.sql_pins import SqlPins
 from entrepot_hub.adapters.sql_reconciliation import SqlReconciliation
 
 
-class SqlLedger(SqlGrants, SqlPins, SqlReconciliation):
+class SqlLedger(SqlGrants, SqlHoldings, SqlPins, SqlReconciliation):
     """:class:`entrepot_hub.core.ledger.Ledger` in a :class:`~entrepot_hub.adapters.database.Database`.
 
     Synchronous; from an event loop: ``await database.call(ledger.grant, proposals, now)``. Within one

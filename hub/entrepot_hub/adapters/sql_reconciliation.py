@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from entrepot.core.identifiers import Opening
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.ledger_rows import Slot, account, find_object, live_grants, new_object, to_slot
 from entrepot_hub.adapters.sql_objects import SqlObjects
+from entrepot_hub.adapters.sql_rebuild import SqlRebuild
 from entrepot_hub.adapters.sql_wants import SqlWants
 from entrepot_hub.core.ledger import Found, ObjectRef, ObjectStatus, ObjectView, Place
 from entrepot_hub.core.transitions import adopted, nothing
@@ -37,18 +38,25 @@ class Run:
     counts: dict[str, float]
 
 
-class SqlReconciliation(SqlWants, SqlObjects):
+class SqlReconciliation(SqlWants, SqlObjects, SqlRebuild):
     """The ledger's side of a reconciliation."""
 
-    def adopt(self, ref: ObjectRef, found: Found, opening: Opening, now: float) -> ObjectView | None:
-        """See ``Ledger.adopt``."""
+    def adopt(
+        self, ref: ObjectRef, found: Found, opening: Opening, now: float, *, beyond: bool = False
+    ) -> ObjectView | None:
+        """See ``Ledger.adopt``. What is held back gives way to it; with ``beyond``, in a rebuilding, so
+        does the quota: eviction brings the channel below it again."""
         with self._transaction() as connection:
             of = account(connection, ref.channel, "own")
             slot = find_object(connection, of, ref)
             before = nothing(ref) if slot is None else slot.record
-            after = adopted(before, found, now, of.free)
+            held = self._held(connection, of)
+            after = adopted(before, found, now, found.length if beyond else of.free + held.size)
             if after is None:
                 return None
+            if held.until:
+                self._give_back(connection, of, found.length)
+                after = replace(after, put_until=held.until)
             if slot is None:
                 values = new_object(Slot(None, before), of.id)
                 row = connection.execute(sa.insert(t.objects).returning(_o.id), values).one()

@@ -154,6 +154,7 @@ holders: Final = sa.Table(
     sa.Column("stream", sa.LargeBinary, primary_key=True),
     sa.Column("node", sa.Text, primary_key=True),
     sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Index(None, "channel_id", "node", "seen_at"),
 )
 
 wants: Final = sa.Table(
@@ -200,6 +201,7 @@ objects: Final = sa.Table(
     sa.Column("standing", sa.Double, nullable=False, server_default="0"),
     sa.Column("left_at", sa.BigInteger),
     sa.UniqueConstraint("channel_id", "lock", "stream", "number"),
+    sa.Index(None, "channel_id", "stream"),
     sqlite_autoincrement=True,
 )
 #: The runs of ready and of reserved numbers of a stream are read from this index alone.
@@ -298,7 +300,8 @@ events: Final = sa.Table(
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("detail", sa.JSON, nullable=False),
-    sa.Index(None, "channel_id", "stream", "id"),
+    sa.Index("ix_events_stream", "channel_id", "stream", "id"),
+    sa.Index("ix_events_order", "channel_id", "id"),
     sa.Index(None, "until"),
     sqlite_autoincrement=True,
 )

@@ -138,6 +138,7 @@ def serve(
         typer.Option(help="Use these NATS servers and run none.", metavar="URL", show_default=False),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log in JSON.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every step of every transfer, with its id.")] = False,
     folder: Folder = None,
 ) -> None:
     """Run the hub until it is stopped (Ctrl-C, SIGTERM)."""
@@ -151,10 +152,10 @@ def serve(
     if runs(settings):
         raise Conflict("a hub is running in this folder already", kind="in-use", folder=str(settings.folder))
     keep_freed_memory()
-    set_up_logs(as_json=log_json)
+    set_up_logs(as_json=log_json, verbose=verbose)
 
     async def run() -> None:
-        async with Hub(settings) as hub:
+        async with Hub(settings, verbose=verbose) as hub:
             note(f"hub ready: {settings.urls[0]}, listening at {settings.listen.host} port {hub.port}; Ctrl-C stops it")
             if (warning := hub.nats_warning()) is not None:
                 note(f"note: {warning}")

@@ -8,9 +8,9 @@ import sys
 import structlog
 
 
-def set_up_logs(*, as_json: bool) -> None:
-    """Log what is of interest to an admin, and libraries' warnings, to the standard error. No traceback shows
-    the values of variables: they may be secrets."""
+def set_up_logs(*, as_json: bool, verbose: bool = False) -> None:
+    """Log what is of interest to an admin, and libraries' warnings, to the standard error; if it is ``verbose``, also
+    every step of every transfer. No traceback shows the values of variables: they may be secrets."""
     tell: structlog.typing.Processor
     if as_json:
         tell = structlog.processors.JSONRenderer()
@@ -27,7 +27,7 @@ def set_up_logs(*, as_json: bool) -> None:
     ]
     structlog.configure(
         processors=[*shared, *trace, tell],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

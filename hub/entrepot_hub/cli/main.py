@@ -9,7 +9,7 @@ import sys
 import typer
 
 from entrepot.core.errors import EntrepotError, Internal, InvalidInput
-from entrepot_hub.cli import channels, credentials, doctor, hub, nodes, pins, reconcile, usage
+from entrepot_hub.cli import channels, credentials, disposable, doctor, hub, nodes, pins, reconcile, top, usage
 from entrepot_hub.cli.display import print_error
 from entrepot_hub.cli.options import give_help
 
@@ -30,6 +30,7 @@ give_help(app)
 app.command("init")(hub.init)
 app.command("serve")(hub.serve)
 app.command("status")(hub.status)
+app.command("top")(top.top)
 app.command("audit")(hub.audit)
 app.command("nats-config")(hub.nats_config)
 app.command("policy")(doctor.policy)
@@ -43,6 +44,8 @@ channels.app.command("unpin")(pins.unpin)
 channels.app.command("pins")(pins.pins)
 channels.app.add_typer(credentials.app, name="credentials")
 app.command("rotate-master-key")(credentials.rotate_master_key)
+app.command("export")(disposable.export)
+app.command("rebuild")(disposable.rebuild)
 app.add_typer(channels.app, name="channel")
 app.add_typer(nodes.app, name="node")
 app.add_typer(usage.prices, name="price")

@@ -311,6 +311,18 @@ class Ledger(Protocol):
     def holders(self, channel: str, stream: bytes, limit: int = 32) -> list[HolderRecord]:
         """Who said they hold it, latest first; members whose right to provide was revoked are left out."""
 
+    def thin_holders(self, channel: str, of_member: int, of_channel: int, limit: int = 10_000) -> int:
+        """Forget, by :func:`~entrepot_hub.core.holdings.kept`, what is too much of who holds what: of each member what
+        it said longest ago. At most ``limit``; how many."""
+
+    def forget_absent(self, before: float, limit: int = 10_000) -> int:
+        """Forget what was said to be held before ``before`` by nodes that were not heard since then. At most ``limit``;
+        how many."""
+
+    def forget_streams(self, channel: str, after: bytes, limit: int = 1000) -> tuple[int, bytes | None]:
+        """Forget the openings of streams that nobody holds or wants, that are not pinned and of whose objects nothing
+        is known: among the ``limit`` streams that follow ``after``. How many, and where to go on (None: at the end)."""
+
     # grants
     def grant(self, proposals: Sequence[Proposal], now: float) -> list[GrantOutcome]:
         """Judge proposals in order, in one transaction, by :func:`judge`; charge and keep what is granted."""

@@ -7,6 +7,7 @@ text in invites, on the command line and in the database.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,8 @@ from entrepot.core.rights import SHORT_RIGHTS
 
 _CHANNEL_NAME = re.compile(r"[a-z0-9]{1,32}")
 _MAX_NODE_NAME = 64
+#: Who acts in the audit log and in what the hub says, besides nodes.
+RESERVED: Final = frozenset({"admin", "the admin", "hub", "the hub"})
 _MAX_RIGHTS_TEXT = 400
 
 
@@ -238,15 +241,19 @@ def check_channel_name(name: str) -> str:
     """The name, if it is 1 to 32 of ``[a-z0-9]``; otherwise :class:`InvalidInput`."""
     if _CHANNEL_NAME.fullmatch(name) is None:
         raise InvalidInput(
-            f"{name!r} is no channel name", hint="A channel name has 1 to 32 of the characters a-z and 0-9"
+            f"{name[:100]!r} is no channel name", hint="A channel name has 1 to 32 of the characters a-z and 0-9"
         )
     return name
 
 
 def check_node_name(name: str) -> str:
-    """The name, if it is 1 to 64 printable characters with no blank at either end; else :class:`InvalidInput`."""
+    """The name, if it is 1 to 64 printable characters with no blank at either end, and not what the hub or its admin
+    go by in the log; else :class:`InvalidInput`. What is invisible or turns the direction of writing is not printable.
+    """
     if not 0 < len(name) <= _MAX_NODE_NAME or not name.isprintable() or name != name.strip():
         raise InvalidInput(
             f"{name[:_MAX_NODE_NAME]!r} is no node name", hint="A node name has 1 to 64 printable characters"
         )
+    if " ".join(unicodedata.normalize("NFKC", name).casefold().split()) in RESERVED:
+        raise InvalidInput(f"no node may be called {name!r}", hint="Join with --name and a name for this machine.")
     return name

@@ -35,7 +35,7 @@ from entrepot_hub.core.ledger import (
     renewed,
 )
 from entrepot_hub.core.members import Rights
-from entrepot_hub.core.model_pins import ModelPins
+from entrepot_hub.core.model_holdings import ModelHoldings
 from entrepot_hub.core.model_rows import Channel as _Channel
 from entrepot_hub.core.model_rows import Slot as _Slot
 from entrepot_hub.core.model_rows import Want as _Want
@@ -65,11 +65,10 @@ _MAX_RANGES = 64
 _DEFAULT_RIGHTS = Rights.parse("request,provide")
 
 
-class ModelLedger(ModelPins):
+class ModelLedger(ModelHoldings):
     """:class:`entrepot_hub.core.ledger.Ledger` in memory."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, _Channel] = {}
         self._slots: dict[ObjectRef, _Slot] = {}
         #: The objects of each stream: nothing here looks at all objects for the sake of one stream.
         self._streams: dict[tuple[str, bytes], dict[ObjectRef, _Slot]] = {}
@@ -378,6 +377,9 @@ class ModelLedger(ModelPins):
     def _wanted(of: _Channel, now: float) -> Wishes:
         orders = [want.record.order for want in of.wants.values() if want.record.order.until > now]
         return Wishes((order.lock, order.stream, Wish(order.node, order.ranges, order.window)) for order in orders)
+
+    def _has_objects(self, channel: str, stream: bytes) -> bool:
+        return bool(self._stream(channel, stream))
 
     def _quota(self, channel: str) -> int:
         return self._channel(channel).quota

@@ -44,6 +44,7 @@ class NatsLimits:
 
     payload: int = 65536  # bytes in one message
     subscriptions: int = 4096  # of one node
+    all_subscriptions: int = 2_000_000  # of all nodes
     connections: int = 20_000  # of all nodes
     control_line: int = 65536  # bytes: 800 channels fit into a JWT
     pending: int = 16 << 20  # bytes that wait for one slow client
@@ -218,7 +219,7 @@ class NatsIdentity:
             revoked[_EVERYBODY] = listed[-MAX_REVOCATIONS - 1][1]
         nats = {
             "limits": {
-                "subs": -1,
+                "subs": self.limits.all_subscriptions,
                 "data": -1,
                 "payload": self.limits.payload,
                 "imports": 0,

@@ -386,6 +386,8 @@ def _text(name: str, value: object) -> str:
         raise _wrong(f"{name} is no JSON document")
     if not isinstance(value, str):
         raise _wrong(f"{name} is no text", "Put it into quotes.")
+    if any("\ud800" <= char <= "\udfff" for char in value):  # bytes of an environment that are no UTF-8
+        raise _wrong(f"{name} is no text")
     return value.strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -84,6 +85,7 @@ class Claim:
     seat: Seat
     bill: Bill
     head: Front | None
+    node: str
 
 
 @dataclass(slots=True)
@@ -95,6 +97,13 @@ class Live:
     accepted: bool
     sent_at: float
     seat: Seat | None = None
+
+
+def lighten(load: Counter[str], node: str) -> None:
+    """One object less for the node; what has none is not kept."""
+    load[node] -= 1
+    if load[node] <= 0:
+        del load[node]
 
 
 @dataclass(slots=True)
@@ -129,6 +138,7 @@ class Round:
     unmet_since: float | None = None
     pause_until: float = 0.0
     trouble: EntrepotError | None = None
+    load: Counter[str] = field(default_factory=Counter)  # objects proposed or granted to each node, in all rounds
 
     def see(self, view: ObjectView, now: float) -> None:
         """Take in how the ledger sees an object."""
@@ -146,6 +156,8 @@ class Round:
     def go_live(self, grant: GrantRecord, now: float, seat: Seat | None = None) -> None:
         """A grant is live. ``seat``: whose slot it takes, if it was made here."""
         accepted = grant.status is GrantStatus.ACCEPTED
+        self._freed(self.live.get(grant.ref.number))
+        self.load[grant.node] += 1
         self.live[grant.ref.number] = Live((grant.node, grant.session), grant, accepted, now, seat)
         if seat is not None:
             seat.grant(now)
@@ -153,8 +165,13 @@ class Round:
     def over(self, number: int) -> None:
         """The object's grant is over: its slot is free again."""
         live = self.live.pop(number, None)
+        self._freed(live)
         if live is not None and live.seat is not None:
             live.seat.slots += 1
+
+    def _freed(self, live: Live | None) -> None:
+        if live is not None:
+            lighten(self.load, live.grant.node)
 
     def hear(self, order: WantOrder, now: float) -> bool:
         """A node says what it wants; whether it got something since it was last heard."""
@@ -237,7 +254,7 @@ class Round:
         more = count - self.settings.failures
         if more >= 0:
             self.excluded[node] = now + self.settings.exclusion
-            self.rested[node] = now + min(2.0**more, self.settings.exclusion / 8)
+            self.rested[node] = now + min(2.0 ** min(more, 16), self.settings.exclusion / 8)
 
     def forgive(self, node: str) -> None:
         """The node brought an object: it counts as before."""

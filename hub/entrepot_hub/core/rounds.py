@@ -7,6 +7,7 @@ message is made good by the next seek, want or offer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
@@ -31,7 +32,7 @@ from entrepot_hub.core.ledger import (
     WantRecord,
 )
 from entrepot_hub.core.queueing import Queue, Room, Turn, busy_holder, full_bucket
-from entrepot_hub.core.round import LATE, Claim, Live, Offer, Round, Seat, Session
+from entrepot_hub.core.round import LATE, Claim, Live, Offer, Round, Seat, Session, lighten
 from entrepot_hub.core.wishes import Front
 
 #: Seconds after which an unanswered seek means that nobody who is online has the stream.
@@ -56,9 +57,15 @@ class Rounds:
         self._uplinks: dict[str, float] = {}
         self._queue = Queue()
         self._seats: WeakValueDictionary[Session, Seat] = WeakValueDictionary()
+        self._load: Counter[str] = Counter()  # objects proposed or granted to each node, whatever its sessions are
         self._rooms: dict[str, Room] = {}
         self._deal_at: float | None = None
         self._ticked_at = float("-inf")
+
+    @property
+    def arranged(self) -> int:
+        """Streams of which there is a round now."""
+        return len(self._rounds)
 
     # -- what happened ------------------------------------------------------------------------------------------
 
@@ -76,7 +83,9 @@ class Rounds:
         key = (order.channel, order.stream)
         found = self._rounds.get(key)
         if found is None or found.lock != lock:
-            found = self._rounds[key] = Round(self._settings, lock, opening, now)
+            if found is not None:
+                self._drop(found)
+            found = self._rounds[key] = Round(self._settings, lock, opening, now, load=self._load)
         found.opening = found.opening or opening
         found.members = members
         found.holders = list(holders)
@@ -94,7 +103,7 @@ class Rounds:
         key = (want.order.channel, want.order.stream)
         if key in self._rounds and want.order.node in self._rounds[key].wants:
             return []
-        found = self._rounds.setdefault(key, Round(self._settings, lock, opening, now))
+        found = self._rounds.setdefault(key, Round(self._settings, lock, opening, now, load=self._load))
         found.hear(want.order, want.heard_at)
         return self._step(key, found, now)
 
@@ -298,6 +307,12 @@ class Rounds:
         if found is not None:
             found.excluded[node] = found.rested[node] = now + self._settings.exclusion
 
+    def distrusted(self, channel: str, stream: bytes, node: str, until: float) -> None:
+        """The node's objects were bad too often: until then it is granted of the stream what nobody else offers."""
+        found = self._rounds.get((channel, stream))
+        if found is not None:
+            found.excluded[node] = max(found.excluded.get(node, 0.0), until)
+
     def tick(self, now: float) -> list[Effect]:
         """Time passed: windows close, seeks repeat, grants are sent again, dead rounds go."""
         effects: list[Effect] = []
@@ -456,7 +471,15 @@ class Rounds:
         claim = found.proposed.pop(number, None)
         if claim is not None:
             claim.seat.reserved -= 1
+            lighten(self._load, claim.node)
         return claim
+
+    def _drop(self, found: Round) -> None:
+        """A round of a lock that is not the channel's any more: what it holds of its holders is free."""
+        for number in tuple(found.live):
+            found.over(number)
+        for number in tuple(found.proposed):
+            self._unclaim(found, number)
 
     def _deal(self, now: float) -> list[Effect]:
         """Proposals in turn, as far as there are free upload slots. In a channel without room only few, those at the
@@ -511,7 +534,8 @@ class Rounds:
                 continue
             able = found.able(now, number)
             waits = waits or bool(able)
-            free = {session: offer.seat for session, offer in able.items() if offer.seat.free > 0}
+            most = self._settings.uploads
+            free = {s: offer.seat for s, offer in able.items() if offer.seat.free > 0 and self._load[s[0]] < most}
             if fronts and rank > 0:
                 break
             if free:
@@ -539,7 +563,8 @@ class Rounds:
         together = {n for n, reader in found.wants.items() if number in found.window(reader, now)}
         bill = self._queue.charge(turn, together, size)
         free[session].reserved += 1
-        found.proposed[number] = Claim(free[session], bill, head)
+        self._load[node] += 1
+        found.proposed[number] = Claim(free[session], bill, head, node)
         return Proposal(
             ref=ObjectRef(turn.channel, found.lock.id, stream, number),
             grant=self._token(),

@@ -7,7 +7,9 @@ arbiter asks the ledger, looks into the bucket, signs and publishes, and tells t
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,9 @@ from entrepot.core.identifiers import Opening
 from entrepot.core.messages import MAX_OBJECTS, Grant, Message, ObjectState, Seek, State
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
+from entrepot_hub.core.journal import Event, EventKind, Note, of_grant, of_record, unheard
 from entrepot_hub.core.ledger import (
+    GrantOutcome,
     GrantRecord,
     GrantStatus,
     Ledger,
@@ -29,6 +33,7 @@ from entrepot_hub.core.ledger import (
     ObjectStatus,
     ObjectView,
     Proposal,
+    Refusal,
 )
 from entrepot_hub.core.limits import WORDS
 from entrepot_hub.core.rounds import ROOM_PAUSE, Rounds
@@ -43,7 +48,7 @@ from entrepot_hub.services.urls import ReadUrls
 type Publish = Callable[[str, Message], None]
 type Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
-#: A reporter with so many strikes in an hour has nothing looked into for that long.
+#: A reporter with so many strikes in an hour has nothing looked into for that long, an uploader comes last.
 STRIKES = 3
 #: Streams of which it is remembered that a limit keeps them from being uploaded.
 _REFUSALS = 10_000
@@ -51,7 +56,7 @@ _REFUSALS = 10_000
 
 class Arbiter:
     """One hub instance's. ``publish(subject, message)`` sends without waiting and may lose; ``spawn`` runs in the
-    background. ``woken`` is set whenever the rounds' timer may have moved."""
+    background. ``note`` keeps the journal of streams. ``woken`` is set whenever the rounds' timer may have moved."""
 
     def __init__(
         self,
@@ -67,8 +72,10 @@ class Arbiter:
         clock: Callable[[], float],
         publish: Publish,
         spawn: Spawn,
+        note: Note = unheard,
     ) -> None:
         self.instance = instance
+        self.note = note
         self.rounds = rounds
         self.settings = settings
         self.metering = metering
@@ -80,16 +87,18 @@ class Arbiter:
         self._clock = clock
         self._publish = publish
         self._spawn = spawn
-        self._urls = ReadUrls(clock, settings.get_url, metering)
+        self._urls = ReadUrls(clock, settings.get_url, metering, note)
         self._lapsing = Lanes(spawn)
         self._sweeping = Lanes(spawn, wide=4)
         self._mute: dict[tuple[str, str], float] = {}
+        self._distrust: dict[tuple[str, str], float] = {}
         self._making_room: set[str] = set()
         self._refusals: dict[tuple[str, bytes], tuple[EntrepotError, float]] = {}
 
     async def restore(self) -> None:
         """Begin the rounds of all wants that the ledger kept, after a start."""
         after, now = 0, self._clock()
+        failed: EntrepotError | None = None
         while page := await self._database.call(self._ledger.open_wants, now, None, after, 500):
             for cursor, want in page:
                 after = cursor
@@ -97,10 +106,15 @@ class Arbiter:
                     channel = await self._channels.channel(want.order.channel)
                 except NotFound:
                     continue
+                except EntrepotError as error:  # its nodes ask again; the others' wants are begun now
+                    failed = failed or error
+                    continue
                 if want.order.lock != channel.lock.id:
                     continue
                 opening = await self._database.call(self._ledger.opening, channel.name, want.order.stream)
                 await self.perform(self.rounds.restored(want, channel.lock, opening, now))
+        if failed is not None:
+            raise failed
 
     async def tick(self) -> float | None:
         """Let time pass for the rounds; when they want it next."""
@@ -112,6 +126,7 @@ class Arbiter:
         found out in the background, in every channel for itself."""
         lapsed = await self._database.call(self._ledger.lapse, self._clock())
         for grant in lapsed:
+            self.metering.metrics.lapsed(grant.ref.channel)
             slow = RetryLater("the holder was too slow or went away", kind="holder-too-slow", node=grant.node)
             self._lapsing.put(grant.ref.channel, partial(self._after, grant, slow))
         return len(lapsed)
@@ -169,16 +184,26 @@ class Arbiter:
         before = await self._database.call(self._ledger.view, grant.ref)
         look = await self._keeper.look(grant.ref)
         if look.view.record.status is ObjectStatus.READY:
-            bringer = _bringer(before, look.view.record, grant)
-            await self.perform(self.rounds.arrived(grant.ref, bringer, now))
+            await self._arrived(before, look.view.record, grant)
             return
         nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
         if look.condemned is not None:
             # The ledger took the grant for done before the header was read: only the rounds still count on it.
             await self.condemned(look.condemned, now)
+            self.note(of_grant(EventKind.FAILED, grant, now, {"reason": nothing.kind}))
             await self.perform(self.rounds.ended(grant, nothing, now))
             return
         await self.fail(grant, nothing, now)
+
+    async def _arrived(self, before: ObjectView, record: ObjectRecord, grant: GrantRecord) -> None:
+        """A look for a grant's sake found its object ready."""
+        now = self._clock()
+        bringer = _bringer(before, record, grant)
+        if bringer is not None:
+            self.note(of_grant(EventKind.UPLOADED, bringer, now, seconds=max(now - bringer.accepted_at, 0.0)))
+        elif before.record.status is not ObjectStatus.READY:
+            self.note(of_record(EventKind.UPLOADED, record, now))
+        await self.perform(self.rounds.arrived(grant.ref, bringer, now))
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Carry out what the rounds decided, and what follows from it; then have the timer looked at."""
@@ -186,30 +211,54 @@ class Arbiter:
         self.woken.set()
 
     async def _carry_out(self, effects: Iterable[Effect]) -> None:
-        waiting = list(effects)
-        for effect in waiting:
-            match effect:
-                case SendSeek():
-                    self._send_seek(effect)
-                case Propose(proposals):
-                    try:
-                        proposals = await self._within_limits(proposals)
-                        outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
-                    except BaseException:
-                        self.rounds.unjudged(proposals, self._clock())
-                        raise
-                    waiting += self.rounds.judged(outcomes, self._clock())
-                case SendGrant(grant, opening):
-                    self._send_grant(await self._channels.channel(grant.ref.channel), grant, opening)
-                case Announce(refs):
-                    views = await self._database.together(partial(self.views, refs))
-                    await self.announce(views, self._clock())
-                case Introduce(name, stream, opening):
-                    await self._database.call(self._ledger.learn, name, stream, opening)
-                    lock = (await self._channels.channel(name)).lock
-                    self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
-                case MakeRoom():
-                    self._spawn(self._make_room(effect))
+        waiting = deque(effects)
+        try:
+            while waiting:
+                waiting.extend(await self._carry(waiting.popleft()))
+        except BaseException:
+            for effect in waiting:  # what was proposed besides is proposed again
+                if isinstance(effect, Propose):
+                    self.rounds.unjudged(effect.proposals, self._clock())
+            raise
+
+    async def _carry(self, effect: Effect) -> list[Effect]:
+        """Carry out one decision; what follows from it."""
+        match effect:
+            case SendSeek():
+                self._send_seek(effect)
+            case Propose(proposals):
+                try:
+                    proposals = await self._within_limits(proposals)
+                    outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
+                except BaseException:
+                    self.rounds.unjudged(proposals, self._clock())
+                    raise
+                self._note_outcomes(outcomes)
+                return self.rounds.judged(outcomes, self._clock())
+            case SendGrant(grant, opening):
+                self._send_grant(await self._channels.channel(grant.ref.channel), grant, opening)
+            case Announce(refs):
+                views = await self._database.together(partial(self.views, refs))
+                await self.announce(views, self._clock())
+            case Introduce(name, stream, opening):
+                await self._database.call(self._ledger.learn, name, stream, opening)
+                lock = (await self._channels.channel(name)).lock
+                self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
+            case MakeRoom():
+                self._spawn(self._make_room(effect))
+        return []
+
+    def _note_outcomes(self, outcomes: Sequence[GrantOutcome]) -> None:
+        now = self._clock()
+        for outcome in outcomes:
+            if outcome.refusal is None and outcome.grant is not None:
+                self.note(of_grant(EventKind.GRANTED, outcome.grant, now))
+            elif outcome.refusal is Refusal.OVER:
+                ref, size = outcome.proposal.ref, outcome.proposal.size
+                transfer = outcome.proposal.transfer
+                self.note(
+                    Event(ref.channel, ref.stream, EventKind.NO_ROOM, now, None, ref.number, transfer, bytes=size)
+                )
 
     async def _within_limits(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
         """What limits and budget let pass. The rest is proposed again later, and to other nodes where only one node
@@ -232,6 +281,7 @@ class Arbiter:
             return proposals
         now = self._clock()
         for each in refused:
+            self.metering.metrics.not_granted(ref.channel, "limit")
             pause = ROOM_PAUSE * 20 if each.nobody else self.settings.exclusion
             if len(self._refusals) >= _REFUSALS:
                 self._refusals.clear()
@@ -265,43 +315,59 @@ class Arbiter:
             if usage.charged > usage.quota:
                 over += 1
                 need = usage.charged - usage.quota
-                self._spawn(self._make_room(MakeRoom(name, need, need)))
+                self._spawn(self._make_room(MakeRoom(name, need, need), "lower-quota"))
         return over
 
     def views(self, refs: Sequence[ObjectRef]) -> list[ObjectView]:
         """How the ledger sees these objects; for :meth:`Database.together`."""
         return [self._ledger.view(ref) for ref in refs]
 
-    async def _make_room(self, plea: MakeRoom) -> None:
+    async def _make_room(self, plea: MakeRoom, because: str = "room") -> None:
         name = plea.channel
         if name in self._making_room:
             return
         self._making_room.add(name)
         try:
-            gone = await self._evict(name, 0, plea.wish, None, ())
+            gone, trouble = await self._evict(name, 0, plea.wish, None, ())
             short = plea.need - sum(record.size for record in gone)
-            lacked = await self._evict(name, short, 0, plea.head, plea.stalled) if short > 0 else []
+            lacked: list[ObjectRecord] = []
+            if short > 0 and not trouble:
+                lacked, trouble = await self._evict(name, short, 0, plea.head, plea.stalled)
         finally:
             self._making_room.discard(name)
         effects: list[Effect] = []
+        why = {"because": because} | ({} if plea.head is None else {"for": plea.head.stream.hex()})
+        for record in (*gone, *lacked):
+            wanted = {"wanted": "yes" if record in lacked else "no"}
+            self.note(replace(of_record(EventKind.EVICTED, record, self._clock(), why | wanted), node=None))
         for record in gone:
             effects += self.rounds.vanished(record.ref, self._clock(), lacked=False)
         for record in lacked:
             effects += self.rounds.vanished(record.ref, self._clock())
-        if gone or lacked:
-            effects += self.rounds.roomier(name, self._clock(), len(gone) + len(lacked))
+        if len(gone) + len(lacked) > len(trouble):
+            effects += self.rounds.roomier(name, self._clock(), len(gone) + len(lacked) - len(trouble))
         await self.perform(effects)
+        if trouble:
+            raise trouble[0]
 
     async def _evict(
         self, channel: str, need: int, wish: int, head: Front | None, stalled: Sequence[Front]
-    ) -> list[ObjectRecord]:
-        """Have objects leave the bucket; those that left, as they were."""
+    ) -> tuple[list[ObjectRecord], list[EntrepotError]]:
+        """Have objects leave the bucket; those that leave, as they were, and what kept some of them there for now: a
+        bucket that does not answer is no mistake of ours, and the sweep meets them again."""
         choose = partial(self._ledger.evict_begin, wish=wish, head=head, stalled=stalled)
         leaving = await self._database.call(choose, channel, need, self._clock(), self.settings.put_grace)
+
+        async def finish(record: ObjectRecord) -> EntrepotError | None:
+            try:
+                await self._keeper.finish(record)
+            except EntrepotError as error:
+                return error
+            return None
+
         async with asyncio.TaskGroup() as group:
-            for record in leaving:
-                group.create_task(self._keeper.finish(record))
-        return leaving
+            ends = [group.create_task(finish(record)) for record in leaving]
+        return leaving, [error for end in ends if (error := end.result()) is not None]
 
     async def _after(self, grant: GrantRecord, error: EntrepotError) -> None:
         """A grant ended in the ledger already: look whether its object is there all the same."""
@@ -310,11 +376,11 @@ class Arbiter:
             before = await self._database.call(self._ledger.view, grant.ref)
             look = await self._keeper.look(grant.ref)
             if look.view.record.status is ObjectStatus.READY:
-                bringer = _bringer(before, look.view.record, grant)
-                await self.perform(self.rounds.arrived(grant.ref, bringer, self._clock()))
+                await self._arrived(before, look.view.record, grant)
                 return
             if look.condemned is not None:
                 await self.condemned(look.condemned, self._clock())
+        self.note(of_grant(EventKind.FAILED, grant, self._clock(), {"reason": error.kind}))
         await self.perform(self.rounds.ended(grant, error, self._clock()))
 
     async def look_again(self, before: ObjectRecord) -> ObjectRecord:
@@ -341,6 +407,7 @@ class Arbiter:
         """End a live grant as failed and pass its object on."""
         ended = await self._database.call(self._ledger.end_grant, grant.grant, GrantStatus.FAILED, error.kind, now)
         if ended is not None:
+            self.note(of_grant(EventKind.FAILED, ended, now, {"reason": error.kind}))
             await self.perform(self.rounds.ended(ended, error, now))
 
     async def announce(self, views: Sequence[ObjectView], now: float) -> None:
@@ -385,6 +452,13 @@ class Arbiter:
         self._publish(subjects.state(channel, state.stream.hex()), state)
 
     def _send_seek(self, effect: SendSeek) -> None:
+        where = "channel" if effect.nodes is None else "holders"
+        count = 1 if effect.nodes is None else len(effect.nodes)
+        self.note(
+            Event(
+                effect.channel, effect.stream, EventKind.SOUGHT, self._clock(), detail=(("among", where),), count=count
+            )
+        )
         seek = Seek(lock=effect.lock.id, stream=effect.stream, hub=self.instance, sample=effect.sample)
         if effect.nodes is None:
             self._publish(subjects.channel_seek(effect.channel), seek)
@@ -406,13 +480,26 @@ class Arbiter:
         self._publish(subjects.grant(grant.node, grant.session), message)
 
     async def condemned(self, record: ObjectRecord, now: float) -> None:
-        """An object was bad: its uploader gets a strike and is not asked for the stream for a while."""
+        """An object was bad: its uploader gets a strike and is not asked for the stream for a while. After so many
+        strikes in an hour it is granted, for that long, only what nobody else in the channel offers."""
+        self.note(of_record(EventKind.CONDEMNED, record, now))
         if record.uploader is not None:
             self.rounds.excluded(record.ref.channel, record.ref.stream, record.uploader, now)
-            await self._database.call(self._ledger.strike, record.ref.channel, record.uploader, "bad-object", now)
+            self.metering.metrics.struck(record.ref.channel, "bad-object")
+            channel, node = record.ref.channel, record.uploader
+            count = await self._database.call(self._ledger.strike, channel, node, "bad-object", now)
+            if count >= STRIKES:
+                self._distrust[channel, node] = now + STRIKE_WINDOW
+
+    def beware(self, channel: OpenChannel, stream: bytes, node: str, now: float) -> None:
+        """Have a node that brought bad objects too often come last in the round of a stream that it offers."""
+        until = self._distrust.get((channel.name, node), 0.0)
+        if now < until:
+            self.rounds.distrusted(channel.name, stream, node, until)
 
     async def strike(self, channel: OpenChannel, node: str, reason: str, now: float) -> None:
         """Note a misbehaviour; whose reports were false too often is not listened to for a while."""
+        self.metering.metrics.struck(channel.name, reason)
         count = await self._database.call(self._ledger.strike, channel.name, node, reason, now)
         if reason == "false-report" and count >= STRIKES:
             self._mute[channel.name, node] = now + STRIKE_WINDOW

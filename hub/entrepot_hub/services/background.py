@@ -38,6 +38,11 @@ class Background:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
+    @property
+    def tasks(self) -> int:
+        """Pieces of work under way."""
+        return len(self._tasks)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run it. When too much runs already it is dropped (False) and counted: every verb is said again."""
         if self._group is None or len(self._tasks) >= self._most:

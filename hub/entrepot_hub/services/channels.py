@@ -81,7 +81,7 @@ class Channels:
         self._counts: dict[str, tuple[float, int]] = {}
         self._buckets: dict[int, Bucket] = {}
         self._credentials: dict[int, bytes | None] = {}
-        self._opening = asyncio.Lock()
+        self._opening: dict[int, asyncio.Lock] = {}  # by bucket: one that hangs keeps no other from being opened
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,11 +153,16 @@ class Channels:
     async def open_all(self) -> dict[str, EntrepotError]:
         """Open the buckets of all channels; what kept a channel's from being opened, by channel."""
         failed: dict[str, EntrepotError] = {}
-        for record in await self._registry.channels():
+
+        async def one(name: str) -> None:
             try:
-                await self.channel(record.name)
+                await self.channel(name)
             except EntrepotError as error:
-                failed[record.name] = error
+                failed[name] = error
+
+        async with asyncio.TaskGroup() as group:
+            for record in await self._registry.channels():
+                group.create_task(one(record.name))
         return failed
 
     def forget(self, node: str | None = None, channel: str | None = None) -> None:
@@ -172,7 +177,7 @@ class Channels:
     async def _bucket(self, record: Channel) -> Bucket:
         """The channel's bucket, opened with the keys that the record has: all channels on it see new ones at once."""
         bucket_id = record.bucket.id
-        async with self._opening:
+        async with self._opening.setdefault(bucket_id, asyncio.Lock()):
             bucket = self._buckets.get(bucket_id)
             if bucket is None:
                 bucket = await self._open_bucket(record)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a command that asks a running hub has no use for a database
     from entrepot_hub.services.arbiter import Arbiter
     from entrepot_hub.services.bucket_keeper import BucketKeeper
     from entrepot_hub.services.channels import Channels
+    from entrepot_hub.services.overview import Overview
     from entrepot_hub.services.settings import HubSettings
     from entrepot_hub.services.vault import Vault
 
@@ -47,6 +48,7 @@ class Desk:
     settings: HubSettings
     clock: Callable[[], float]
     arbiter: Arbiter | None = None
+    overview: Overview | None = None
 
 
 @dataclass(frozen=True, slots=True)

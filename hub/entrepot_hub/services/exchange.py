@@ -6,7 +6,7 @@ believed only as far as the bucket, a header or an opening proves it. The arbite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, RetryLater
@@ -38,6 +38,7 @@ from entrepot.core.messages import (
 from entrepot.core.ranges import LAST_NUMBER, as_set, check_pairs, clip, front
 from entrepot_hub.adapters.buckets.interface import DIGEST_LENGTH
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.core.journal import Event, EventKind
 from entrepot_hub.core.ledger import (
     LIVE,
     Ledger,
@@ -59,6 +60,9 @@ HOLDER_NEWS = 60.0
 PROGRESS_NEWS = 0.25
 #: Streams that one node wants of one channel at once.
 WANTS = 1024
+#: Streams that all nodes together want at once; and seconds after which one more is asked for again.
+ROUNDS = 100_000
+_BUSY_AGAIN = 5.0
 #: Milliseconds after which a reader that may read no more asks again: a limit may have been raised.
 _LIMIT_AGAIN = 5000
 #: So much of what a holder says of its failure is passed on to readers.
@@ -104,8 +108,10 @@ class Exchange:
         keeper: BucketKeeper,
         clock: Callable[[], float],
         spawn: Spawn,
+        held: Callable[[str, int], None] | None = None,
     ) -> None:
         self._arbiter = arbiter
+        self._held = held or (lambda _channel, _streams: None)
         self._rounds = arbiter.rounds
         self._settings = arbiter.settings
         self._database = database
@@ -117,6 +123,7 @@ class Exchange:
         self._holders: dict[tuple[str, bytes, str], float] = {}
         self._news: dict[ObjectRef, float] = {}
         self._wanted: dict[tuple[str, str], dict[bytes, float]] = {}
+        self._note = arbiter.note
         self._looks = Looks()
         self._settling: set[bytes] = set()
 
@@ -145,6 +152,7 @@ class Exchange:
             keep=message.keep,
             transfer=transfer_of(message),
         )
+        self._happened(EventKind.ASKED, channel, member, message.stream, transfer=order.transfer)
         refusal = await self._arbiter.metering.may_read(channel.name, order.node)
         if refusal is not None:
             return await self._unreadable(channel, order, refusal)
@@ -169,6 +177,7 @@ class Exchange:
             limit = self._arbiter.refusal(channel.name, message.stream, now)
             if isinstance(limit, Denied):  # no waiting mends it
                 await self._unwant(order.channel, order.stream, order.node)
+                self._waits(channel, member, order, limit)
                 raise limit
             reason = over or limit or reason
             again = self._settings.again
@@ -176,6 +185,7 @@ class Exchange:
                 again = self._patience(order, now)
             elif reason is None and not self._rounds.offered_by(channel.name, message.stream):
                 again = min(again, SILENCE + 0.1)  # soon it is clear whether anybody has it
+            self._waits(channel, member, order, reason)
         return WantReply(
             opening=None if view.opening is None else view.opening.encode(),
             objects=tuple(states),
@@ -191,11 +201,14 @@ class Exchange:
         await self._database.call(
             self._ledger.got, channel.name, message.stream, member.node.public, message.numbers, self._clock()
         )
+        for number in message.numbers:
+            self._happened(EventKind.READ, channel, member, message.stream, number)
         return Ack()
 
     async def cancel(self, channel: OpenChannel, member: Member, message: Cancel) -> Ack:
         """The node no longer wants the stream."""
         self._check_lock(channel, message.lock)
+        self._happened(EventKind.STOPPED, channel, member, message.stream)
         await self._unwant(channel.name, message.stream, member.node.public)
         return Ack()
 
@@ -205,6 +218,7 @@ class Exchange:
         before = await self._database.call(self._ledger.view, ref)
         if before.record.status is ObjectStatus.READY and self._looks.may(ref, member.node.public, self._clock()):
             await self._arbiter.look_again(before.record)
+            self._happened(EventKind.REPORTED, channel, member, message.stream, message.number, {"as": "missing"})
         return Ack()
 
     async def bad(self, channel: OpenChannel, member: Member, message: Bad) -> Ack:
@@ -224,6 +238,8 @@ class Exchange:
                 verdict = await self._keeper.verify(ref, record.etag, message.miniblock)
         elif verdict is Verdict.PROVED:
             await self._arbiter.strike(channel, member.node.public, "false-report", now)
+        told = {"as": "bad", "verdict": verdict.value}
+        self._happened(EventKind.REPORTED, channel, member, message.stream, message.number, told)
         if verdict is Verdict.CORRUPT:
             altered = await self._keeper.altered(record)  # then the bucket did it, and nobody is to blame
             condemned = await self._keeper.quarantine(ref, record.etag)
@@ -239,7 +255,9 @@ class Exchange:
         opening = self._provable(channel, member, message.lock, message.stream, message.opening)
         now = self._clock()
         await self._note_holder(channel, member, message.stream, opening, now)
+        self._happened(EventKind.OFFERED, channel, member, message.stream)
         session = (member.node.public, message.session)
+        self._arbiter.beware(channel, message.stream, member.node.public, now)
         effects = self._rounds.offered(
             channel.name, message.stream, session, opening, as_set(check_pairs(message.ranges)), message.slots, now
         )
@@ -276,7 +294,7 @@ class Exchange:
             member.node.public,
             message.digest,
             now + self._settings.lease,
-            now + self._settings.put_url,
+            now + self._settings.put_life(grant.length),
             now,
         )
         if view.record.tombstone:
@@ -343,6 +361,7 @@ class Exchange:
         ]
         now = self._clock()
         await self._database.call(self._ledger.hold, channel.name, streams, member.node.public, now)
+        self._held(channel.name, len(streams))
         for raw, opening in streams:
             for want in await self._database.call(self._ledger.wants, channel.name, raw, now):
                 effects = self._rounds.restored(want, channel.lock, opening, now)
@@ -361,6 +380,26 @@ class Exchange:
         return OpenReply(streams=streams, cursor=page[-1][0] if len(page) == limit else None)
 
     # -- how ----------------------------------------------------------------------------------------------------
+
+    def _happened(
+        self,
+        kind: EventKind,
+        channel: OpenChannel,
+        member: Member,
+        stream: bytes,
+        number: int | None = None,
+        detail: Mapping[str, str] | None = None,
+        transfer: bytes | None = None,
+    ) -> None:
+        """For the journal."""
+        told = tuple((detail or {}).items())
+        now = self._clock()
+        self._note(Event(channel.name, stream, kind, now, member.node.public, number, transfer, detail=told))
+
+    def _waits(self, channel: OpenChannel, member: Member, order: WantOrder, reason: EntrepotError | None) -> None:
+        if reason is not None:
+            told = {"reason": reason.kind}
+            self._happened(EventKind.WAITED, channel, member, order.stream, detail=told, transfer=order.transfer)
 
     async def _read_only(self, channel: OpenChannel, member: Member, message: Want) -> WantReply:
         """A member who may only read gets what the bucket has, and is told so otherwise."""
@@ -408,6 +447,12 @@ class Exchange:
 
     async def _unreadable(self, channel: OpenChannel, order: WantOrder, refusal: EntrepotError) -> WantReply:
         """The node may read no more now: nothing is uploaded for it, and it hears why, as often as it asks."""
+        self._note(
+            Event(
+                order.channel, order.stream, EventKind.WAITED, self._clock(), order.node, None, order.transfer,
+                detail=(("reason", refusal.kind),),
+            )
+        )  # fmt: skip
         await self._unwant(order.channel, order.stream, order.node)
         opening = await self._database.call(self._ledger.opening, channel.name, order.stream)
         return WantReply(
@@ -441,6 +486,7 @@ class Exchange:
             self._holders.clear()
         self._holders[key] = now
         await self._database.call(self._ledger.hold, channel.name, [(stream, opening)], member.node.public, now)
+        self._held(channel.name, 1)
 
     def _provable(self, channel: OpenChannel, member: Member, lock: bytes, raw: bytes, opening: bytes) -> Opening:
         self._check_lock(channel, lock)
@@ -463,8 +509,11 @@ class Exchange:
         return ObjectRef(channel.name, channel.lock.id, message.stream, message.number)
 
     def _allow_want(self, order: WantOrder, now: float) -> None:
-        """A node has so many wants at once: each is a round that the hub keeps, seeks for and looks at."""
+        """A node has so many wants at once, and so have all together: each is a round that the hub keeps, seeks for
+        and looks at."""
         wanted = self._wanted.setdefault((order.channel, order.node), {})
+        if order.stream not in wanted and self._rounds.arranged >= ROUNDS:
+            raise RetryLater("too many streams are wanted of this hub just now", kind="busy", retry_after=_BUSY_AGAIN)
         if order.stream not in wanted and len(wanted) >= WANTS:
             for stream in [stream for stream, until in wanted.items() if until <= now]:
                 del wanted[stream]
@@ -473,6 +522,7 @@ class Exchange:
                     f"this node wants {WANTS} streams of {order.channel} already",
                     kind="busy",
                     hint="Fetch fewer at once, or stop some of what waits.",
+                    retry_after=_BUSY_AGAIN,
                 )
         wanted[order.stream] = order.until
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
@@ -25,9 +26,11 @@ from entrepot_hub.adapters.accounts import Accounts
 from entrepot_hub.adapters.buckets.folder import FolderBucket
 from entrepot_hub.adapters.buckets.folder_web import FolderWeb
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.adapters.metrics import HubMetrics
 from entrepot_hub.adapters.nats_server import NatsServer, NatsServerSettings
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.adapters.sql_ledger import SqlLedger
+from entrepot_hub.adapters.sql_overview import SqlOverview
 from entrepot_hub.core.members import Channel
 from entrepot_hub.core.nats_identity import NatsIdentity
 from entrepot_hub.core.rounds import Rounds
@@ -35,20 +38,26 @@ from entrepot_hub.services.administration import Administration
 from entrepot_hub.services.arbiter import Arbiter
 from entrepot_hub.services.background import Background, Lanes
 from entrepot_hub.services.bucket_keeper import BucketKeeper
+from entrepot_hub.services.chronicle import Chronicle
 from entrepot_hub.services.custody import Custody
 from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.dispatcher import Dispatcher
 from entrepot_hub.services.exchange import Exchange
 from entrepot_hub.services.identity import database_url, load_identity, load_keys
+from entrepot_hub.services.journal import Journal
 from entrepot_hub.services.metering import MeteredChannels, Metering
+from entrepot_hub.services.overview import Overview
 from entrepot_hub.services.presence import Presence
 from entrepot_hub.services.reconciliation import Reconciler
 from entrepot_hub.services.rotation import finish_change
 from entrepot_hub.services.settings import HubSettings, Listen
+from entrepot_hub.services.timeline import Timelines
+from entrepot_hub.services.upkeep import Upkeep, UpkeepSettings
 from entrepot_hub.services.vault import Vault
 from entrepot_hub.services.web.app import WebServer, admin_app, node_app
 from entrepot_hub.services.web.context import WebContext
 from entrepot_hub.services.web.health import Readiness
+from entrepot_hub.services.web.metrics import MetricsRoutes, MetricsServer
 
 _LAPSE = 0.25  # seconds between two looks for leases that are over
 _SWEEP = 30.0
@@ -61,27 +70,37 @@ _BUCKET_SLOW = 2.5  # seconds after which a bucket counts as one that does not a
 _BUCKET_WAIT = 0.5  # seconds that is waited for buckets whose state is known
 _BUCKET_KNOWN = 60.0  # seconds for which it is
 _BUCKET_LOOK = 30.0  # seconds after which nobody waits for it any more
-_HISTORY = 7 * 86_400.0  # for so long the ledger remembers what is over
+_FORGET = 3600.0  # between two looks for what nobody holds any more
+_LOUD = 5  # nodes that say too much are named in the status
 _TICK = 1.0  # the longest pause of the rounds' timer
 _REVOCATIONS = "revocations"
+_VERSION = version("entrepot")
 
 
 class Hub:
     """One hub process. Use as ``async with``: entered, it serves. ``master`` is the master key's text when it comes
-    from the environment."""
+    from the environment. ``verbose``: every step of every transfer is a line of the log (level debug)."""
 
     def __init__(
-        self, settings: HubSettings, *, master: str | None = None, exchange: ExchangeSettings | None = None
+        self,
+        settings: HubSettings,
+        *,
+        master: str | None = None,
+        exchange: ExchangeSettings | None = None,
+        verbose: bool = False,
     ) -> None:
         self.settings = settings
         self.instance = secrets.token_hex(8)
+        self.metrics = HubMetrics(_VERSION, self.instance)
+        self._verbose = verbose
         self._given = master
-        self._exchange_settings = exchange or ExchangeSettings()
+        self._exchange_settings = exchange or ExchangeSettings(uploads=settings.limits.uploads)
         self._stack = AsyncExitStack()
         self._stop = asyncio.Event()
         self._log = structlog.get_logger("hub")
         self._nats: NatsServer | None = None
         self._web: WebServer | None = None
+        self._metrics_server: MetricsServer | None = None
         self._looks: dict[str, tuple[float, asyncio.Event]] = {}  # at buckets, under way: since when, and their ends
         self._seen: dict[str, tuple[str, float]] = {}  # what the last look at each channel's bucket found, and when
         self._degraded: dict[str, str] = {}
@@ -126,6 +145,11 @@ class Hub:
         return self._web.port
 
     @property
+    def metrics_port(self) -> int | None:
+        """The port of ``/metrics``, where the settings have an address for it."""
+        return None if self._metrics_server is None else self._metrics_server.port
+
+    @property
     def handled(self) -> int:
         """Messages of nodes that this hub has handled since it started."""
         return self._dispatcher.handled
@@ -149,7 +173,7 @@ class Hub:
         keys = await asyncio.to_thread(load_keys, settings, self._given)
         identity = await asyncio.to_thread(load_identity, settings, keys)
         self._identity = identity
-        database = await asyncio.to_thread(lambda: Database(database_url(settings)))
+        database = await asyncio.to_thread(lambda: Database(database_url(settings), metrics=self.metrics))
         self._database = await enter(database)
         await database.migrate()
         for told in await finish_change(settings, database, keys):
@@ -157,7 +181,8 @@ class Hub:
         registry = self._registry = Registry(database, keys)
         ledger = SqlLedger(database)
         vault = Vault(keys, identity.hub_public, settings.urls[0], time.time)
-        metering = self._metering = Metering(database, time.time)
+        metering = self._metering = Metering(database, time.time, metrics=self.metrics)
+        journal = self._journal = Journal(database, time.time)
         self._stack.push_async_callback(self._keep_counts)  # after all that counts has ended
         background = self._background = await enter(Background())
         custody = Custody(registry, vault, time.time, f"hub {self.instance}")
@@ -199,7 +224,11 @@ class Hub:
             clock=time.time,
             publish=self._publish,
             spawn=background.spawn,
+            note=Chronicle(self.metrics, (journal.note,), verbose=self._verbose).note,
         )
+        limits = self.settings.limits
+        holdings = UpkeepSettings(of_member=limits.holders_of_member, of_channel=limits.holders_of_channel)
+        upkeep = self._upkeep = Upkeep(database, ledger, channels, time.time, background.spawn, holdings)
         exchange = self._exchange = Exchange(
             arbiter,
             database=database,
@@ -208,6 +237,7 @@ class Hub:
             keeper=keeper,
             clock=time.time,
             spawn=background.spawn,
+            held=upkeep.grew,
         )
         presence.serve(arbiter)
         for name, error in (await channels.open_all()).items():
@@ -215,11 +245,13 @@ class Hub:
         await enter(bus)
         await enter(system)
         await self._accounts.listen(presence.happened)
-        self._dispatcher = Dispatcher(bus, exchange, channels, presence, background.spawn)
+        self._dispatcher = Dispatcher(bus, exchange, channels, presence, background.spawn, metrics=self.metrics)
+        self._overview = self._overlook()
         await self._dispatcher.start()
         await self._serve_web(vault, ledger, keeper, presence)
         background.spawn(arbiter.restore())
         background.spawn(self._rounds_timer())
+        background.spawn(self._overview.watch())
         background.every(_LAPSE, arbiter.lapse)
         background.every(_SWEEP, arbiter.sweep)
         reconciler = Reconciler(database, ledger, channels, keeper, time.time, arbiter.mended)
@@ -228,9 +260,14 @@ class Hub:
         background.every(_DUE, lambda: _begun(comparing, due))
         background.every(metering.settings.flush, metering.flush)
         background.every(metering.settings.sample, metering.sample)
+        background.every(journal.settings.flush, journal.flush)
+        background.every(_PRUNE, journal.prune)
         background.every(_QUOTA, arbiter.within_quota)
         background.every(_SEEN, self._note_seen)
-        background.every(_PRUNE, lambda: database.call(ledger.prune, time.time() - _HISTORY))
+        background.every(_PRUNE, upkeep.prune)
+        if self._nats is not None:
+            background.every(_SWEEP, self._nats.shorten_log)
+        background.every(_FORGET, upkeep.forget)
 
     async def _servers(self, identity: NatsIdentity) -> Sequence[str]:
         nats = self.settings.nats
@@ -251,11 +288,18 @@ class Hub:
     async def _serve_web(self, vault: Vault, ledger: SqlLedger, keeper: BucketKeeper, presence: Presence) -> None:
         settings, identity = self.settings, self._identity
         readiness = Readiness(
-            {"database": self._probe_database, "nats": self._probe_nats, "buckets": self._probe_buckets},
+            {
+                "database": self._probe_database,
+                "nats": self._probe_nats,
+                "exchange": self._overview.check_exchange,
+                "buckets": self._probe_buckets,
+                "event-loop": self._overview.check_loop,
+            },
             time.monotonic,
             lambda: () if self.nats_warning() is None else ("nats-address",),
-            lesser=("buckets",),
+            lesser=("buckets", "event-loop"),
         )
+        self._overview.checks = readiness.look
         administration = Administration(
             self._registry,
             vault,
@@ -276,6 +320,15 @@ class Hub:
             nats_urls=self.nats_urls,
             instance=self.instance,
             clock=time.time,
+            timelines=Timelines(
+                database=self._database,
+                registry=self._registry,
+                usage=self._metering.usage,
+                journal=self._journal,
+                reason=self._arbiter.rounds.reason,
+                clock=time.time,
+            ),
+            channels=self._channels,
         )
         desk = Desk(
             administration=administration,
@@ -288,10 +341,33 @@ class Hub:
             settings=settings,
             clock=time.time,
             arbiter=self._arbiter,
+            overview=self._overview,
         )
         folders = FolderWeb(self._folder).routes()
-        nodes = node_app(context, administration, readiness, more=folders)
-        self._web = await self._stack.enter_async_context(WebServer(settings, nodes, admin_app(desk)))
+        nodes = node_app(context, administration, readiness, more=folders, metrics=self.metrics)
+        seeing = [*MetricsRoutes(self._overview).routes(), *readiness.routes()]
+        self._web = await self._stack.enter_async_context(WebServer(settings, nodes, admin_app(desk, seeing)))
+        if settings.metrics is not None:
+            self._metrics_server = MetricsServer(settings.metrics, self._overview, readiness)
+            await self._stack.enter_async_context(self._metrics_server)
+
+    def _overlook(self) -> Overview:
+        return Overview(
+            hub=self._identity.hub_public,
+            version=_VERSION,
+            instance=self.instance,
+            clock=time.time,
+            metrics=self.metrics,
+            state=SqlOverview(self._database),
+            database=self._database,
+            registry=self._registry,
+            dispatcher=self._dispatcher,
+            arbiter=self._arbiter,
+            background=self._background,
+            presence=self._presence,
+            bus=self._bus,
+            buckets=lambda: {name: kind for name, (kind, _) in self._seen.items()},
+        )
 
     # -- who must know of changes (administration.Changes) --------------------------------------------------------
 
@@ -328,6 +404,7 @@ class Hub:
             self._arbiter.woken.clear()
             due = None
             await self._background.guard(tick())  # a database that is away for a moment must not stop it for good
+            self._overview.ticked()
             pause = _TICK if due is None else min(max(due - time.time(), 0.001), _TICK)
             try:
                 async with asyncio.timeout(pause):
@@ -337,6 +414,7 @@ class Hub:
 
     async def _keep_counts(self) -> None:
         await self._background.guard(self._metering.aclose())
+        await self._background.guard(self._journal.aclose())
 
     def _told_of_bus(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Where nodes are told to find NATS, and all that the admin should know."""
@@ -345,7 +423,11 @@ class Hub:
             f"the bucket of channel {name} does not answer as it should ({kind}): nothing moves there"
             for name, kind in sorted(self._degraded.items())
         )
-        return nats, warnings + self._metering.warnings() + degraded
+        loud = tuple(
+            f"node {node} says more than a node may: {count} of its messages went unheard"
+            for node, count in self._dispatcher.excessive()[:_LOUD]
+        )
+        return nats, warnings + self._metering.warnings() + degraded + loud
 
     async def _note_seen(self) -> None:
         heard = self._presence.heard_since(time.time() - 2 * _SEEN)
@@ -375,7 +457,7 @@ class Hub:
     # -- what must be there ---------------------------------------------------------------------------------------
 
     async def _probe_database(self) -> None:
-        await self._registry.setting(_REVOCATIONS)
+        await self._overview.check_database()
         if self._background.mistakes:
             raise RetryLater("the hub made a mistake since it started: see its log", kind="retry-later")
 

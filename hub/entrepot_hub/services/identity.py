@@ -8,13 +8,14 @@ and then moved into place.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,14 +67,59 @@ def create_hub(
     Raises Conflict (``exists``) where something is, InvalidInput for a bad address and for a mount point, Denied
     (``unreadable``) where the folder cannot be written.
     """
-    if "?" in str(folder):
-        raise InvalidInput("a hub's folder has no question mark in its path", kind="invalid-setting")
     text = first_settings(url, listen, nats_listen, plain=plain, nats=nats, nats_urls=nats_urls)
     settings = parse_settings(folder, text.encode())
     master = MasterKey(secrets.token_bytes(KEY_LENGTH))
     identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
     sealed = seal(identity.dump(), key=master, associated=_PLACE, random=secrets.token_bytes(SEAL_RANDOM))
     text = text.replace(f'"{url}"', f'"{settings.urls[0]}"')
+    with _new_folder(folder) as making:
+        _write(making / MASTER_NAME, master.raw.hex().encode() + b"\n")
+        _write(making / IDENTITY_NAME, sealed)
+        database = Database(f"sqlite:///{making / DATABASE_NAME}")
+        try:
+            database.migrate_now()
+        finally:
+            database.close()
+        _write(making / FILE_NAME, text.encode())
+    return NewHub(folder=folder, hub_public=identity.hub_public, backup=hub_files(folder))
+
+
+def restore_hub(
+    folder: Path, text: str, identity: NatsIdentity, given: str | None, fill: Callable[[Database, MasterKey], object]
+) -> None:
+    """Set up the hub of this identity and these settings in ``folder``, which must be absent or empty; ``fill`` puts
+    into its database what belongs there, sealed under the master key. That is the one ``given`` (from the environment)
+    or told by the settings' command, or, where it lies in the folder, a new one. Blocking.
+
+    Raises as :func:`create_hub`, :func:`load_master`, and what ``fill`` raises; nothing is in the folder then.
+    """
+    settings = parse_settings(folder, text.encode())
+    with _new_folder(folder) as making:
+        made = replace(settings, folder=making)
+        if given is None and not settings.master.command and not Path(settings.master.file).is_absolute():
+            master = MasterKey(secrets.token_bytes(KEY_LENGTH))
+            place = making / settings.master.file
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(place, master.raw.hex().encode() + b"\n")
+        else:
+            master = load_master(made, given)
+        sealed = seal(identity.dump(), key=master, associated=_PLACE, random=secrets.token_bytes(SEAL_RANDOM))
+        _write(making / IDENTITY_NAME, sealed)
+        database = Database(database_url(made))
+        try:
+            fill(database, master)
+        finally:
+            database.close()
+        _write(making / FILE_NAME, text.encode())
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder``, which must be absent or empty, that takes its place in the end, whole. What a killed
+    attempt left beside it goes."""
+    if "?" in str(folder):
+        raise InvalidInput("a hub's folder has no question mark in its path", kind="invalid-setting")
     making = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
         if folder.is_mount() and not (folder / FILE_NAME).exists():
@@ -86,15 +132,10 @@ def create_hub(
                 folder=str(folder),
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+            shutil.rmtree(left, ignore_errors=True)  # it may hold a master key
         making.mkdir(mode=0o700)
-        _write(making / MASTER_NAME, master.raw.hex().encode() + b"\n")
-        _write(making / IDENTITY_NAME, sealed)
-        database = Database(f"sqlite:///{making / DATABASE_NAME}")
-        try:
-            database.migrate_now()
-        finally:
-            database.close()
-        _write(making / FILE_NAME, text.encode())
+        yield making
         try:
             os.rename(making, folder)  # atomic, and refuses a folder that is not empty
         except OSError as error:
@@ -109,7 +150,11 @@ def create_hub(
     finally:
         with suppress(OSError):
             shutil.rmtree(making)
-    return NewHub(folder=folder, hub_public=identity.hub_public, backup=hub_files(folder))
+
+
+def settings_text(settings: HubSettings) -> str:
+    """What ``hub.toml`` says, word for word. Blocking. Raises NotFound, Denied (``unreadable``)."""
+    return _read(settings.folder / FILE_NAME).decode("utf-8", "replace")
 
 
 def hub_files(folder: Path) -> tuple[Path, ...]:

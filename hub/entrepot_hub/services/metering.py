@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -22,6 +23,7 @@ import structlog
 from entrepot.core.errors import EntrepotError
 from entrepot_hub.adapters.buckets.metered import MeteredBucket, RequestClass
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.adapters.metrics import Metrics
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.adapters.sql_usage import SqlUsage
 from entrepot_hub.core.ledger import ObjectRecord, ObjectRef, Proposal
@@ -62,8 +64,13 @@ class Metering:
     """One hub's. Counting never waits and never fails; asking may wait for the database, every few seconds."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], float], settings: MeteringSettings | None = None
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        settings: MeteringSettings | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self.settings = settings or MeteringSettings()
         self.usage = SqlUsage(database)
         self._database = database
@@ -82,25 +89,30 @@ class Metering:
     def arrived(self, record: ObjectRecord) -> None:
         """An upload became a ready object."""
         node = record.uploader or HUB
+        self.metrics.arrived(record.ref.channel, node, record.size)
         self._count(record.ref.channel, node, Tally(uploads=1, uploaded=record.size, requests_a=1))
         self._more(record, 1)
 
     def evicted(self, record: ObjectRecord) -> None:
         """An object left the bucket."""
+        self.metrics.evicted(record.ref.channel, record.size)
         self._count(record.ref.channel, HUB, Tally(evicted=record.size))
         self._more(record, -1)
 
-    def told(self, record: ObjectRecord, node: str, until: float) -> None:
-        """A node was told the URL of an object that can be used ``until`` then. The same one again counts nothing."""
+    def told(self, record: ObjectRecord, node: str, until: float) -> bool:
+        """A node was told the URL of an object that can be used ``until`` then. The same one again counts nothing and
+        is False."""
         key = (node, record.ref, until)
         if key in self._told:
-            return
+            return False
         self._told[key] = None
         while len(self._told) > self.settings.told or next(iter(self._told))[2] < self._clock():
             self._told.popitem(last=False)
             if not self._told:
                 break
+        self.metrics.lent(record.ref.channel, node, record.size)
         self._count(record.ref.channel, node, Tally(downloads=1, downloaded=record.size, requests_b=1))
+        return True
 
     def requested(self, channel: str, kind: RequestClass) -> None:
         """The hub itself asks something of a channel's bucket."""
@@ -283,7 +295,11 @@ class MeteredChannels(Channels):
         found = await super().channel(name)
         known = self._wrapped.get(name)
         if known is None or known[0] is not found:
-            bucket = MeteredBucket(found.bucket, lambda kind: self._metering.requested(name, kind))
+            bucket = MeteredBucket(
+                found.bucket,
+                lambda kind: self._metering.requested(name, kind),
+                partial(self._metering.metrics.bucket, name),
+            )
             known = self._wrapped[name] = (found, _MeteredChannel(found.record, bucket, found))
         return known[1]
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from entrepot_hub.services import administration, comparison, custody, diagnosis, pins, rotation, usage
+from entrepot_hub.services import (
+    administration,
+    comparison,
+    custody,
+    diagnosis,
+    export,
+    overview,
+    pins,
+    rotation,
+    usage,
+)
 from entrepot_hub.services.desk import Operation
 
 #: One table of all tables.
@@ -14,6 +24,8 @@ OPERATIONS: Final[Mapping[str, Operation[Any, Any]]] = {
     **comparison.OPERATIONS,
     **custody.OPERATIONS,
     **diagnosis.OPERATIONS,
+    **export.OPERATIONS,
+    **overview.OPERATIONS,
     **pins.OPERATIONS,
     **rotation.OPERATIONS,
     **usage.OPERATIONS,

@@ -37,6 +37,11 @@ class Presence:
         """Tell this arbiter from now on."""
         self._arbiter = arbiter
 
+    @property
+    def sessions(self) -> int:
+        """Sessions that are connected, as far as is known."""
+        return len(self._connections)
+
     def online(self, node: str) -> bool:
         """Whether a session of this node is connected, as far as is known."""
         if any(public == node for public, _ in self._connections):

@@ -15,6 +15,9 @@ nothing                    a tombstone: put there again while a PUT could land, 
 an empty object            nothing: a tombstone that was left behind, **removed**
 something that is no key   left alone, and told
 =========================  ==================================================================================
+
+After the database was lost (:mod:`.rebuild`) all that proves itself is adopted, whatever the quota, and as long as a
+PUT URL of before could land something, an empty object that nobody knows is taken for the tombstone that it is.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from entrepot.core.errors import Conflict, Corrupt, EntrepotError, InvalidInput, NotFound, RetryLater
@@ -33,6 +37,7 @@ from entrepot.core.keys import owner_mark_key, parse_object_key
 from entrepot_hub.adapters.buckets import Entry, Listing
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.sql_ledger import SqlLedger
+from entrepot_hub.adapters.sql_rebuild import Held, Rebuilding, SqlRebuild
 from entrepot_hub.core.keyspace import floor_place
 from entrepot_hub.core.ledger import Found, ObjectRef, ObjectStatus, ObjectView, Place, may_land
 from entrepot_hub.services.bucket_keeper import BucketKeeper
@@ -41,6 +46,8 @@ from entrepot_hub.services.comparison import EXAMPLES, Comparison, Finding
 
 #: Other locks, and things that are no object's, that are looked for at the top of the prefix.
 _STRANGERS: Final = 200
+#: Keys of a listing that is taken in for the first time which are looked at at the same time.
+_LOOKS: Final = 16
 #: Channels that are compared at the same time.
 _AT_ONCE: Final = 4
 #: An unfinished run that has not moved for so many seconds belongs to a hub that is gone.
@@ -65,6 +72,8 @@ class Reconciler:
     ) -> None:
         self._database = database
         self._ledger = ledger
+        # A ledger in memory (the simulator's) is never lost.
+        self._lost = ledger if isinstance(ledger, SqlRebuild) else None
         self._channels = channels
         self._keeper = keeper
         self._clock = clock
@@ -91,10 +100,17 @@ class Reconciler:
         return sum(outcome is True for outcome in outcomes)
 
     async def _run(self, name: str, period: float) -> bool:
-        """The channel's run, if one is due."""
-        run = await self._database.call(self._ledger.claim_run, name, self._clock(), period, _PATIENCE)
+        """The channel's run, if one is due: whenever it is asked for, where objects may land that the ledger lost."""
+        rebuilt = await self.rebuild(name)
+        if await self._held(name) is not None:
+            period = 0.0
+        run = (
+            None
+            if rebuilt
+            else await self._database.call(self._ledger.claim_run, name, self._clock(), period, _PATIENCE)
+        )
         if run is None:
-            return False
+            return rebuilt
         counts, cursor = Counter({k: int(v) for k, v in run.counts.items() if k != "at"}), run.cursor
         while run.ended_at is None:
             page = await self.step(name, cursor)
@@ -105,8 +121,33 @@ class Reconciler:
             )
         return True
 
-    async def step(self, name: str, cursor: str | None = None, *, dry_run: bool = False, pages: int = 1) -> Comparison:
-        """Compare the next pages after ``cursor`` and mend what differs, unless it is a ``dry_run``.
+    async def rebuild(self, name: str, told: Callable[[Rebuilding], None] = lambda _: None) -> bool:
+        """Take in the listing of a channel whose ledger was lost, from where that stopped; False if there is nothing
+        to do. ``told``: of every page. Raises as :meth:`step`; what was done stays done."""
+        if self._lost is None:
+            return False
+        state = await self._database.call(self._lost.rebuilding, name)
+        if state is None or state.done:
+            return False
+        while not state.done:
+            page = await self.step(name, state.cursor, rebuilding=True)
+            counts = Counter(state.counts)
+            counts.update(page.counts, listed=page.listed, bytes=page.bytes, agreed=page.agreed)
+            state = await self._database.call(self._lost.note_rebuild, name, page.cursor, dict(counts), self._clock())
+            told(state)
+        return True
+
+    async def step(
+        self,
+        name: str,
+        cursor: str | None = None,
+        *,
+        dry_run: bool = False,
+        pages: int = 1,
+        rebuilding: bool = False,
+    ) -> Comparison:
+        """Compare the next pages after ``cursor`` and mend what differs, unless it is a ``dry_run``. ``rebuilding``:
+        everything that proves itself is taken in, whatever the quota.
 
         Raises Denied where the hub may not list the bucket, and what the bucket raises; what was done stays done, and
         the step may be repeated.
@@ -116,13 +157,15 @@ class Reconciler:
         if cursor is None:
             await self._strangers(channel, result)
         for _ in range(pages):
-            cursor = await self._page(channel, cursor, result)
+            cursor = await self._page(channel, cursor, result, rebuilding=rebuilding)
             if cursor is None:
                 break
         result.cursor = cursor
         return result
 
-    async def _page(self, channel: OpenChannel, cursor: str | None, result: Comparison) -> str | None:
+    async def _page(
+        self, channel: OpenChannel, cursor: str | None, result: Comparison, *, rebuilding: bool
+    ) -> str | None:
         listing = await self._listed(channel, _top(channel), cursor, self._page_size)
         entries: dict[Place, Entry] = {}
         for entry in listing.entries:
@@ -137,8 +180,21 @@ class Reconciler:
         after = None if cursor is None else _floor(channel, cursor)
         through = None if listing.next is None else _floor(channel, listing.next)
         known = await self._known(channel, after, through)
-        for place in sorted(entries.keys() | known.keys()):
-            await self._compare(channel, place, entries.get(place), known.get(place), result)
+        places = iter(sorted(entries.keys() | known.keys()))
+
+        async def work() -> None:
+            for place in places:
+                await self._compare(channel, place, entries.get(place), known.get(place), result, rebuilding=rebuilding)
+
+        if not rebuilding:
+            await work()
+            return listing.next
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_LOOKS):
+                    group.create_task(work())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return listing.next
 
     @staticmethod
@@ -169,7 +225,14 @@ class Reconciler:
             after = last.stream, last.number
 
     async def _compare(
-        self, channel: OpenChannel, place: Place, entry: Entry | None, view: ObjectView | None, result: Comparison
+        self,
+        channel: OpenChannel,
+        place: Place,
+        entry: Entry | None,
+        view: ObjectView | None,
+        result: Comparison,
+        *,
+        rebuilding: bool,
     ) -> None:
         ref = ObjectRef(channel.name, channel.lock.id, *place)
         key = channel.key(ref)
@@ -187,7 +250,7 @@ class Reconciler:
             case ObjectStatus.TOMBSTONE if entry is None or entry.length > 0:
                 await self._hold(channel, ref, key, entry, result)
             case ObjectStatus.ABSENT if entry is not None:
-                await self._stray(channel, ref, key, entry, result)
+                await self._stray(channel, ref, key, result, rebuilding=rebuilding)
             case _:
                 result.agreed += 1
 
@@ -226,7 +289,9 @@ class Reconciler:
             await self._keeper.clear_tombstone(channel, ref)
         _tell(result, key, "tombstone", length)
 
-    async def _stray(self, channel: OpenChannel, ref: ObjectRef, key: str, entry: Entry, result: Comparison) -> None:
+    async def _stray(
+        self, channel: OpenChannel, ref: ObjectRef, key: str, result: Comparison, *, rebuilding: bool
+    ) -> None:
         async with self._keeper.turn(ref):
             view = await self._database.call(self._ledger.view, ref)
             if view.record.status is not ObjectStatus.ABSENT or view.grant is not None:
@@ -235,16 +300,23 @@ class Reconciler:
             head = await channel.bucket.head(key)
             if head is None:
                 return
+            held = await self._held(ref.channel)
+            if head.length == 0 and held is not None and self._clock() <= held.until + self._keeper.grace:
+                if not result.dry_run:
+                    await self._database.call(self._ledger.entomb, ref, held.until)
+                _tell(result, key, "tombstone", 0)
+                return
             opening = await self._proved(channel, ref, key, head.etag, head.length)
             if opening is not None:
                 digest = head.digest if channel.bucket.binds.head_digest else None
                 found = Found(head.length, head.etag, digest)
                 if result.dry_run:
                     usage = await self._database.call(self._ledger.usage, ref.channel)
-                    fits = head.length <= usage.quota - usage.charged
+                    fits = head.length <= usage.quota - usage.charged + (0 if held is None else held.size)
                     _tell(result, key, "adopted" if fits else "removed", head.length)
                     return
-                if await self._database.call(self._ledger.adopt, ref, found, opening, self._clock()) is not None:
+                adopt = partial(self._ledger.adopt, beyond=True) if rebuilding else self._ledger.adopt
+                if await self._database.call(adopt, ref, found, opening, self._clock()) is not None:
                     _tell(result, key, "adopted", head.length)
                     await self._tell_changed(ref)
                     return
@@ -252,6 +324,10 @@ class Reconciler:
                 with suppress(Conflict):  # it changed under our hands: the next run meets it again
                     await channel.bucket.delete(key, head.etag)
             _tell(result, key, "removed", head.length)
+
+    async def _held(self, name: str) -> Held | None:
+        """What is held back in a channel whose ledger was lost."""
+        return None if self._lost is None else await self._database.call(self._lost.held, name)
 
     async def _proved(self, channel: OpenChannel, ref: ObjectRef, key: str, etag: str, length: int) -> Opening | None:
         """The opening of the stream, if the object's header proves that it is this object, whole."""

@@ -17,6 +17,7 @@ import msgspec
 
 from entrepot.core.errors import Denied, InvalidInput, NotFound
 from entrepot.core.invite import check_origin, is_loopback
+from entrepot_hub.core.addresses import check_networks
 
 FILE_NAME: Final = "hub.toml"
 SOCKET_NAME: Final = "hub.sock"
@@ -30,6 +31,8 @@ _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9
 _NATS_URL = re.compile(r"(?:nats|tls|ws|wss)://[A-Za-z0-9.\-\[\]:]+(?:/[\x21-\x7e]*)?")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+PerSecond = Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
+Many = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,31 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Times in seconds. ``request``: for one call of the API. ``jwt``: how long a node's NATS login holds.
-    ``reconcile``: how often each channel's bucket is compared with the ledger."""
+    ``reconcile``: how often each channel's bucket is compared with the ledger.
+
+    Calls a second, and at once after a pause: ``node_rate`` and ``node_burst`` of one node, ``address_rate`` and
+    ``address_burst`` of one client address as far as no known node signed them; ``joins_rate`` and ``joins_burst``:
+    joins that fail, of one address and with one invite. Calls at once: ``requests_of_one`` node
+    or address, ``requests`` of everybody; ``transfers``: uploads and downloads of folder buckets. ``connections``: open
+    at once. ``proxies``: addresses or networks of proxies in front whose ``X-Forwarded-For`` is believed.
+    ``uploads``: objects that one node is granted at once. ``holders_of_member``, ``holders_of_channel``: streams that
+    the hub remembers one member to hold, and all members of a channel together."""
 
     request: Seconds = 30.0
+    node_rate: PerSecond = 20.0
+    node_burst: Many = 200
+    address_rate: PerSecond = 10.0
+    address_burst: Many = 200
+    joins_rate: PerSecond = 0.1
+    joins_burst: Many = 10
+    requests_of_one: Many = 64
+    requests: Many = 512
+    transfers: Many = 512
+    connections: Many = 4096
+    proxies: tuple[str, ...] = ()
+    uploads: Many = 64
+    holders_of_member: Many = 200_000
+    holders_of_channel: Many = 1_000_000
     reconcile: Annotated[float, msgspec.Meta(ge=60, le=31 * 86_400)] = 86_400.0
     jwt: Annotated[float, msgspec.Meta(ge=60, le=86_400)] = 3600.0
 
@@ -114,13 +139,15 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: DatabasePlace = DatabasePlace()
     master: MasterSettings = MasterSettings()
     limits: LimitSettings = LimitSettings()
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubSettings:
     """What ``hub.toml`` says, checked. ``urls`` are the hub's public origins, the first one is printed and
     put into invites; signatures are checked against all of them. ``plain`` allows ``http://`` beyond
-    loopback. ``master_key`` is the master key itself, where the entry point found it in the environment."""
+    loopback. ``metrics``: where ``/metrics`` is served besides the admin's socket, to anybody who gets there.
+    ``master_key`` is the master key itself, where the entry point found it in the environment."""
 
     folder: Path
     urls: tuple[str, ...]
@@ -131,6 +158,7 @@ class HubSettings:
     database: DatabasePlace = field(default_factory=DatabasePlace)
     master: MasterSettings = field(default_factory=MasterSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    metrics: Listen | None = None
     master_key: str | None = field(default=None, repr=False)
 
     @property
@@ -219,7 +247,7 @@ def parse_settings(folder: Path, data: bytes) -> HubSettings:
     try:
         found = msgspec.toml.decode(data, type=_File, strict=True)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{FILE_NAME}: {error}", kind="invalid-setting") from None
+        raise InvalidInput(f"{FILE_NAME}: {str(error)[:300]}", kind="invalid-setting") from None
     if not 1 <= len(found.urls) <= 8:
         raise InvalidInput(f"{FILE_NAME}: urls names 1 to 8 addresses", kind="invalid-setting")
     try:
@@ -230,6 +258,7 @@ def parse_settings(folder: Path, data: bytes) -> HubSettings:
     Listen.parse(found.nats.listen)
     if found.nats.websocket is not None:
         Listen.parse(found.nats.websocket)
+    check_networks(found.limits.proxies)
     return HubSettings(
         folder=folder,
         urls=urls,
@@ -240,6 +269,7 @@ def parse_settings(folder: Path, data: bytes) -> HubSettings:
         database=found.database,
         master=found.master,
         limits=found.limits,
+        metrics=None if found.metrics is None else Listen.parse(found.metrics),
     )
 
 

@@ -140,7 +140,7 @@ class Vault:
             return msgspec.json.decode(await bucket.read(owner_mark_key(bucket.prefix), 0, _MAX_MARK), type=_Mark).hub
         except NotFound:
             return None
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "?"
 
     async def _claim(self, bucket: Bucket) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import secrets
 import ssl
 import time
@@ -35,18 +36,24 @@ from entrepot.core.api import (
     JoinRequest,
     MemberView,
     NewInvite,
+    ReadTrial,
     SessionInfo,
     SessionRequest,
     StreamInfo,
+    Timeline,
 )
 from entrepot.core.errors import Denied, EntrepotError, InvalidInput, RetryLater, from_wire
 from entrepot.core.identifiers import StreamId
-from entrepot.core.invite import Invite, check_origin, join_proof
-from entrepot.core.nkeys import SigningKey
+from entrepot.core.invite import CHALLENGE_LENGTH, Invite, check_origin, hub_statement, join_proof
+from entrepot.core.nkeys import SigningKey, verify
 from entrepot.core.signing import WINDOW, check_clock, sign_request
 
 _NONCE_BYTES: Final = 16
 _JSON: Final = "application/json"
+#: Kinds by which a hub says that it did not even look at a request, if they tell when it will.
+_UNHEARD: Final = frozenset({"too-many-requests", "busy"})
+_TOO_MANY: Final = 429
+_SECONDS: Final = re.compile(r"[0-9]{1,6}")
 #: What aiohttp and the system raise when a request comes to nothing.
 _FAILURES: Final = (aiohttp.ClientError, OSError, UnicodeError, ValueError)
 
@@ -56,11 +63,13 @@ class HubClientSettings:
     """How to reach a hub. Times in seconds.
 
     ``ca_file``: certificates (PEM) to trust beside the system's. ``proxy``: URL of an HTTP proxy; it may hold
-    a password and is not shown. ``plain``: take ``http://`` for other machines than this one too.
+    a password and is not shown. ``plain``: take ``http://`` for other machines than this one too. ``patience``: how
+    long a call waits in all while the hub says that it has no room for it.
     """
 
     connect_timeout: float = 10.0
     timeout: float = 30.0
+    patience: float = 20.0
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
     plain: bool = False
@@ -118,9 +127,18 @@ class HubClient:
             await http.close()
 
     async def hub(self) -> HubInfo:
-        """Which hub answers at this address, unsigned. Denied (``denied``) if it is not the expected one."""
-        info = await self._call("GET", "/v1/hub", None, HubInfo, signed=False)
+        """Which hub answers at this address, unsigned. Denied (``denied``) if it is not the expected one, or does not
+        prove it: anybody can name another hub's key, and a node must not take a stranger's address for a hub's."""
+        challenge = secrets.token_bytes(CHALLENGE_LENGTH)
+        query = f"challenge={challenge.hex()}&address={quote(self.url, safe='')}"
+        info = await self._call("GET", f"/v1/hub?{query}", None, HubInfo, signed=False)
         self._expect(info.hub)
+        if not verify(self.hub_public, hub_statement(challenge, self.url), bytes.fromhex(info.proof)):
+            raise Denied(
+                f"{self.url} does not prove that it is the hub of the invite",
+                hint="Was the invite made by the hub itself, and does the hub know itself by this address?",
+                expected=self.hub_public,
+            )
         return info
 
     async def join(self, invite: Invite, name: str) -> Joined:
@@ -151,6 +169,15 @@ class HubClient:
         """What the hub knows of a stream. NotFound (``no-such-channel``, ``no-such-stream``)."""
         return await self._call("GET", f"/v1/channels/{quote(channel, safe='')}/streams/{stream}", None, StreamInfo)
 
+    async def timeline(self, channel: str, stream: StreamId) -> Timeline:
+        """What happened to a stream. NotFound (``no-such-channel``, ``no-such-stream``)."""
+        path = f"/v1/channels/{quote(channel, safe='')}/streams/{stream}/timeline"
+        return await self._call("GET", path, None, Timeline)
+
+    async def read_trial(self, channel: str) -> ReadTrial:
+        """A signed GET by which to find out whether this node reaches the channel's bucket."""
+        return await self._call("GET", f"/v1/channels/{quote(channel, safe='')}/trial", None, ReadTrial)
+
     # -- what owners do --------------------------------------------------------------------------------------
 
     async def channel(self, channel: str) -> ChannelDetail:
@@ -175,6 +202,25 @@ class HubClient:
     async def _call[A: Answer](
         self, method: str, path: str, request: Body | None, answer: type[A], *, signed: bool = True
     ) -> A:
+        """Ask; and where the hub, before it did anything, says when there is room, ask again then, signed anew."""
+        left = self._settings.patience
+        while True:
+            try:
+                return await self._ask(method, path, request, answer, signed=signed)
+            except RetryLater as error:
+                if error.kind not in _UNHEARD and error.data.get("status") != _TOO_MANY:
+                    raise
+                after = error.data.get("retry_after")
+                # Never less than a little and never exactly then: many may have been told the same.
+                pause = max(after, 0.05) + secrets.randbelow(250) / 1000 if isinstance(after, int | float) else None
+                if pause is None or not pause <= left:
+                    raise
+            left -= pause
+            await asyncio.sleep(pause)
+
+    async def _ask[A: Answer](
+        self, method: str, path: str, request: Body | None, answer: type[A], *, signed: bool
+    ) -> A:
         http = self._http
         if http is None or http.closed:
             raise RetryLater("the connection to the hub is closed", kind="hub-unreachable", hub=self.url)
@@ -195,6 +241,15 @@ class HubClient:
             ) as response:
                 self._note_time(response.headers.get("Date"))
                 status, data = response.status, await _read(response)
+                after = response.headers.get("Retry-After", "")
+        except aiohttp.ConnectionTimeoutError:
+            raise RetryLater(
+                f"the hub at {self.url} cannot be reached: nothing answers there",
+                kind="hub-unreachable",
+                hint="Is the hub running, and does this network let you reach it?",
+                hub=self.url,
+                seconds=self._settings.connect_timeout,
+            ) from None
         except TimeoutError:
             raise RetryLater(
                 "the hub did not answer in time", kind="deadline", hub=self.url, seconds=self._settings.timeout
@@ -205,8 +260,11 @@ class HubClient:
             try:
                 return msgspec.json.decode(data, type=answer)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise self._stranger(status, f"its answer has a form that no hub's has ({error})") from None
-        raise self._fault(status, data)
+                raise self._stranger(status, f"its answer has a form that no hub's has ({str(error)[:300]})") from None
+        fault = self._fault(status, data)
+        if isinstance(fault, RetryLater) and "retry_after" not in fault.data and _SECONDS.fullmatch(after):
+            fault.data = {**fault.data, "retry_after": int(after)}
+        raise fault
 
     def _note_time(self, date: str | None) -> None:
         if date is not None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import typer
 
-from entrepot.cli import holdings, membership, naming, serving, transfer
+from entrepot.cli import doctor, holdings, membership, naming, serving, timeline, transfer
 
 app: Final = typer.Typer(
     name="entrepot",
@@ -36,6 +36,7 @@ app.command("get")(transfer.get)
 app.command("cat")(transfer.cat)
 app.command("ls")(holdings.ls)
 app.command("info")(holdings.info)
+app.command("why")(timeline.why)
 app.command("status")(serving.status)
 app.command("id")(naming.id_)
 app.command("uri")(naming.uri)
@@ -43,5 +44,6 @@ app.command("verify")(holdings.verify)
 app.command("rm")(holdings.rm)
 app.command("up")(serving.up)
 app.command("down")(serving.down)
+app.command("doctor")(doctor.doctor)
 app.command("whoami")(membership.whoami)
 app.command("version")(membership.version)

@@ -26,7 +26,7 @@ Timeout = Annotated[
 def check_channel(name: str | None) -> str | None:
     """``name`` itself, if it can name a channel. Raises ``invalid-input``."""
     if name is not None and not is_channel(name):
-        raise InvalidInput(f"{name!r} is not a channel's name", hint="It is 1 to 32 of a-z and 0-9.")
+        raise InvalidInput(f"{name[:100]!r} is not a channel's name", hint="It is 1 to 32 of a-z and 0-9.")
     return name
 
 

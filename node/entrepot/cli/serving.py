@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from entrepot.adapters.store import Size
     from entrepot.core.identifiers import StreamId
     from entrepot.services.control import DaemonStatus, HubView
+    from entrepot.services.observation import MetricsAddress
     from entrepot.services.settings import NodeSettings
 
 #: Seconds that ``add`` waits for the hub to know what was added, and between two tries.
@@ -30,6 +31,17 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach/--foreground", "-d", help="Go on in the background, or stay (the default).")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus there, on this machine."),
+    ] = None,
+    metrics_anywhere: Annotated[
+        bool, typer.Option("--metrics-anywhere", help="Let --metrics name an address that others reach.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every step of every upload, with its transfer's id.")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log in JSON.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -39,37 +51,40 @@ def up(
     """
     from entrepot.cli.environment import read_environment
     from entrepot.services.daemon_client import DaemonClient
+    from entrepot.services.observation import MetricsAddress
 
     out = Output(as_json=json, quiet=quiet)
     settings = read_environment().settings()
+    at = None if metrics is None else MetricsAddress.parse(metrics, anywhere=metrics_anywhere)
     if detach:
-        status = run(DaemonClient(settings).start_detached())
+        words = [] if metrics is None else ["--metrics", metrics]
+        for option, given in (
+            ("--metrics-anywhere", metrics_anywhere),
+            ("--verbose", verbose),
+            ("--log-json", log_json),
+        ):
+            words += [option] if given else []
+        status = run(DaemonClient(settings).start_detached(words))
         out.note(f"The daemon runs (process {status.pid}); its log is {settings.log_file}.")
         out.result({"daemon": status})
         return
     if json:
         raise InvalidInput("up --json needs --detach", hint="In the foreground it tells how it goes on stderr.")
-    _serve(settings, out)
+    from entrepot.cli.logs import set_up_logs
+
+    set_up_logs(as_json=log_json, verbose=verbose, quiet=quiet)
+    _serve(settings, out, at)
 
 
-def _serve(settings: NodeSettings, out: Output) -> None:
-    import logging
-    import sys
-
+def _serve(settings: NodeSettings, out: Output, metrics_at: MetricsAddress | None) -> None:
     from entrepot.services.daemon import Daemon
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log = logging.getLogger("entrepot")
-    log.addHandler(handler)
-    log.setLevel(logging.WARNING if out.quiet else logging.INFO)
 
     def ready() -> None:
         out.note(f"Serving {settings.store_folder}. Ctrl-C ends it.")
 
     # The daemon takes Ctrl-C itself and withdraws; one that comes before or after that is this one.
     with interruptible(out, "Nothing is served now."):
-        run(Daemon(settings).run(ready=ready))
+        run(Daemon(settings, metrics_at=metrics_at).run(ready=ready))
     out.note("Nothing is served now.")
 
 

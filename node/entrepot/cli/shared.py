@@ -15,8 +15,9 @@ from entrepot.cli.environment import read_environment
 
 if TYPE_CHECKING:
     from entrepot.services.blocking import Blocking, BlockingFile
-    from entrepot.services.node import Added, Got, Target
+    from entrepot.services.node import Added, Got
     from entrepot.services.progress import OnProgress
+    from entrepot.services.targets import Target
 
 _shared: Blocking | None = None
 _guard = threading.Lock()

@@ -102,6 +102,10 @@ def get(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Fetch nothing; say what it would take, as info does.")
     ] = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option("--metrics-file", metavar="FILE", help="Write metrics there at the end, for node_exporter."),
+    ] = None,
     channel: Channel = None,
     hub: Hub = None,
     json: Json = False,
@@ -128,10 +132,15 @@ def get(
     if output is not None and str(output) == "-":
         raise InvalidInput("get writes to a file", hint="To write to stdout: entrepot cat URI")
     began = time.monotonic()
+    metrics = None
+    if metrics_file is not None:
+        from entrepot.adapters.metrics import NodeMetrics
+
+        metrics = NodeMetrics()
 
     async def work() -> Got:
         meter = shown.meter(name if output is None else output.name, "fetching")
-        async with Node(settings) as node:
+        async with Node(settings, metrics=metrics) as node:
             return await node.get(
                 uri,
                 output,
@@ -143,8 +152,15 @@ def get(
                 progress=meter.take,
             )
 
-    with interruptible(out, "What was fetched is kept: the same command goes on from there."), display(out) as shown:
-        got = run(work())
+    try:
+        with (
+            interruptible(out, "What was fetched is kept: the same command goes on from there."),
+            display(out) as shown,
+        ):
+            got = run(work())
+    finally:
+        if metrics is not None and metrics_file is not None:
+            metrics.write(metrics_file)
     took = max(time.monotonic() - began, 1e-3)
     out.note(summary(got, took))
     out.result(
@@ -156,6 +172,7 @@ def get(
             "fetched_bytes": got.fetched_bytes,
             "from_bucket_bytes": got.from_bucket_bytes,
             "seconds": round(took, 3),
+            "transfer": got.transfer,
         },
         str(got.path),
     )

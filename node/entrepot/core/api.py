@@ -94,11 +94,13 @@ class SessionInfo(Answer, frozen=True, kw_only=True):
 
 
 class HubInfo(Answer, frozen=True, kw_only=True):
-    """``GET /v1/hub``: which hub this is."""
+    """``GET /v1/hub``: which hub this is. ``proof``: its signature of :func:`entrepot.core.invite.hub_statement`, 128
+    hex digits, if it was challenged at one of its own addresses."""
 
     hub: PublicKey
     version: Text
     time: float
+    proof: Annotated[str, msgspec.Meta(pattern="^(?:[0-9a-f]{128})?$")] = ""
 
 
 class HolderInfo(Answer, frozen=True, kw_only=True):
@@ -118,6 +120,58 @@ class StreamInfo(Answer, frozen=True, kw_only=True):
     objects: Size
     bytes: Size
     wanted_by: Size
+
+
+class Fault(Answer, frozen=True, kw_only=True):
+    """An error as :func:`entrepot.core.errors.to_wire` writes it."""
+
+    kind: Annotated[str, msgspec.Meta(max_length=200)]
+    message: Text
+    hint: Text | None = None
+    data: dict[str, str | int | float | bool | None] = {}
+
+
+class StreamEvent(Answer, frozen=True, kw_only=True):
+    """Like events in the life of a stream, between ``at`` and ``until``: ``kind`` is a word of the hub's journal
+    (``docs/cli.md`` lists them), ``node`` who did it or for whom it was done, ``first`` to ``last`` the objects,
+    ``count`` how many events, ``bytes`` and ``seconds`` what they come to, ``detail`` why."""
+
+    kind: Text
+    node: Text | None
+    transfer: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None
+    at: float
+    until: float
+    first: Size | None
+    last: Size | None
+    count: Size
+    bytes: Size
+    seconds: float
+    detail: dict[Text, Text]
+
+
+class Timeline(Answer, frozen=True, kw_only=True):
+    """``GET /v1/channels/{channel}/streams/{id}/timeline`` (signed): what happened to a stream, the oldest first, and
+    how it stands. ``reason``: why whoever waits for it waits. ``cost`` in ``currency``: what the events come to by the
+    channel's price list."""
+
+    info: StreamInfo
+    events: tuple[StreamEvent, ...]
+    reason: Fault | None
+    cost: Text
+    currency: Text
+    time: float
+
+
+class ReadTrial(Answer, frozen=True, kw_only=True):
+    """``GET /v1/channels/{channel}/trial`` (signed): a signed GET of the small object that marks the channel's bucket
+    as the hub's, by which a member finds out whether it reaches the bucket. It can be used for ``expires`` seconds."""
+
+    url: Annotated[str, msgspec.Meta(max_length=4096)]
+    headers: dict[Text, Text]
+    expires: float
+
+    def __repr__(self) -> str:
+        return f"ReadTrial(url=***, expires={self.expires})"
 
 
 class InviteRequest(Body, frozen=True, kw_only=True):
@@ -222,15 +276,6 @@ class ChannelDetail(Answer, frozen=True, kw_only=True):
     invites: list[InviteView]
     key: KeyView | None = None
     limits: list[LimitView] = []
-
-
-class Fault(Answer, frozen=True, kw_only=True):
-    """An error as :func:`entrepot.core.errors.to_wire` writes it."""
-
-    kind: Annotated[str, msgspec.Meta(max_length=200)]
-    message: Text
-    hint: Text | None = None
-    data: dict[str, str | int | float | bool | None] = {}
 
 
 class FaultAnswer(Answer, frozen=True, kw_only=True):

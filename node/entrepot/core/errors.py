@@ -130,6 +130,7 @@ KINDS: Mapping[str, type[EntrepotError]] = {
     "holder-too-slow": RetryLater,
     "deadline": RetryLater,
     "busy": RetryLater,
+    "too-many-requests": RetryLater,  # asked more often than one node or address may
     "disk-full": RetryLater,
     "cancelled": RetryLater,
     # corrupt
@@ -156,13 +157,23 @@ _MAX_FIELDS = 32
 
 
 def to_wire(error: EntrepotError) -> dict[str, object]:
-    """The error as plain values: ``{"kind", "message", "hint", "data"}``, texts cut to 2,000 characters."""
+    """The error as plain values: ``{"kind", "message", "hint", "data"}``, texts cut to 2,000 characters.
+
+    It can always be written: what is no character (half of a pair, as a header or an argument may hold it) is escaped.
+    """
     return {
         "kind": error.kind,
-        "message": error.message[:_MAX_TEXT],
-        "hint": None if error.hint is None else error.hint[:_MAX_TEXT],
-        "data": dict(list(error.data.items())[:_MAX_FIELDS]),
+        "message": _writable(error.message)[:_MAX_TEXT],
+        "hint": None if error.hint is None else _writable(error.hint)[:_MAX_TEXT],
+        "data": {
+            name: _writable(value) if isinstance(value, str) else value
+            for name, value in list(error.data.items())[:_MAX_FIELDS]
+        },
     }
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def from_wire(kind: str, message: str, hint: str | None = None, data: Data | None = None) -> EntrepotError:

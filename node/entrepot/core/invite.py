@@ -36,6 +36,8 @@ _CHECK: Final = 4
 _CHECK_DOMAIN: Final = b"entrepot.invite\0"
 _JOIN_DOMAIN: Final = b"entrepot.join\0"
 _PROOF_DOMAIN: Final = b"entrepot.invite-proof\0"
+_HUB_DOMAIN: Final = b"entrepot.hub\0"
+CHALLENGE_LENGTH: Final = 16
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{91}")
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _MAX_URL: Final = 512
@@ -121,6 +123,15 @@ def proof_key(secret: bytes) -> bytes:
 def join_mac(key: bytes, node_public: str, hub_public: str) -> bytes:
     """What :func:`join_proof` gives, from the :func:`proof_key` of the secret."""
     return hmac.digest(key, _JOIN_DOMAIN + node_public.encode() + hub_public.encode(), "sha256")
+
+
+def hub_statement(challenge: bytes, address: str) -> bytes:
+    r"""What a hub signs with the key in its invites to show that it is at this address: "entrepot.hub\0" ‖ the node's
+    challenge of 16 bytes ‖ the origin that the node dialled. With another address in it, it is worth nothing to whoever
+    passes it on. Raises :class:`InvalidInput`."""
+    if len(challenge) != CHALLENGE_LENGTH:
+        raise InvalidInput("a challenge has 16 bytes", kind="invalid-message")
+    return _HUB_DOMAIN + challenge + address.encode()
 
 
 def check_origin(url: str, *, plain: bool = False) -> str:

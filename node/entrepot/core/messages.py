@@ -79,8 +79,13 @@ def transfer_of(message: Want | Grant) -> bytes | None:
 
 
 def reason_of(error: EntrepotError) -> Reason:
-    """The error as a part of a message."""
-    return msgspec.convert(to_wire(error), Reason)
+    """The error as a part of a message. A number of its data that msgpack cannot hold is cut to 64 bits."""
+    reason = msgspec.convert(to_wire(error), Reason)
+    data = {
+        name: max(-(2**63), min(value, 2**64 - 1)) if type(value) is int else value
+        for name, value in reason.data.items()
+    }
+    return msgspec.structs.replace(reason, data=data)
 
 
 class Signed(Part, frozen=True, kw_only=True):
@@ -326,6 +331,6 @@ def decode[M: Message](kind: type[M], data: bytes) -> M:
             )
         message = _decoder(kind).decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"not a valid {name}: {error}", kind="invalid-message") from None
+        raise InvalidInput(f"not a valid {name}: {str(error)[:300]}", kind="invalid-message") from None
     assert isinstance(message, kind)
     return message

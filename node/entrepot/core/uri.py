@@ -40,7 +40,7 @@ def check_hub(hub: str) -> str:
     found = _HUB.fullmatch(hub)
     if found is None or not _is_host(found[1]) or (found[2] is not None and int(found[2]) > 65535):
         raise _invalid(
-            f"{hub!r} is not a hub's host and port",
+            f"{hub[:100]!r} is not a hub's host and port",
             hint="Write it in lower case, for example hub.example.org, 192.0.2.1:8080 or [2001:db8::1]:8080",
         )
     return hub

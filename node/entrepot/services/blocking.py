@@ -20,10 +20,12 @@ from typing import Final, Self
 from entrepot.adapters.store import Entry, Verification
 from entrepot.core.errors import InvalidInput
 from entrepot.services.estimate import Info
-from entrepot.services.node import Added, Got, Identity, Joined, Node, Status, Target
+from entrepot.services.inquiry import Story
+from entrepot.services.node import Added, Got, Identity, Joined, Node, Status
 from entrepot.services.progress import OnProgress
 from entrepot.services.reading import RemoteFile
 from entrepot.services.settings import NodeSettings
+from entrepot.services.targets import Target
 
 _WORKERS: Final = 8  # threads for short blocking work, beside the store's own
 
@@ -183,6 +185,10 @@ class Blocking:
     def info(self, target: Target, *, channel: str | None = None, hub: str | None = None) -> Info:
         """See :meth:`Node.info`."""
         return self.wait(self.node.info(target, channel=channel, hub=hub))
+
+    def why(self, target: Target, *, channel: str | None = None, hub: str | None = None) -> Story:
+        """See :meth:`Node.why`."""
+        return self.wait(self.node.why(target, channel=channel, hub=hub))
 
     def entries(self, channel: str | None = None, hub: str | None = None) -> list[Entry]:
         """See :meth:`Node.entries`."""

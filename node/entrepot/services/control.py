@@ -5,6 +5,7 @@
 ``POST /v1/added``      :class:`AddedRequest`: these streams are new in the store
 ``POST /v1/hubs``       a hub or a channel was joined: read ``hubs.json`` again
 ``POST /v1/stop``       withdraw and end
+``GET /metrics``        for Prometheus; ``/healthz`` and ``/readyz``: see :mod:`entrepot.services.observation`
 ======================  ======================================================================
 
 Everything is JSON; an error is ``{"error": {"kind", "message", "hint", "data"}}`` as everywhere. The socket is its

@@ -25,6 +25,7 @@ import msgspec
 from aiohttp import web
 
 from entrepot.adapters.files import make_folder, translated
+from entrepot.adapters.metrics import NodeMetrics
 from entrepot.adapters.store import Store
 from entrepot.adapters.transfer import Transfers
 from entrepot.core.errors import Conflict, Denied, EntrepotError, Internal, InvalidInput, RetryLater, to_wire
@@ -42,6 +43,7 @@ from entrepot.services.control import (
 )
 from entrepot.services.hubs import Hubs, JoinedHub
 from entrepot.services.keychain import Keychain
+from entrepot.services.observation import MetricsAddress, Observation, Seen
 from entrepot.services.providing import Providing
 from entrepot.services.session import Session
 from entrepot.services.settings import NodeSettings
@@ -76,15 +78,21 @@ class _Hub:
 
 
 class Daemon:
-    """:meth:`run` it once. Raises ``in-use`` if another one serves the store."""
+    """:meth:`run` it once. Raises ``in-use`` if another one serves the store. ``metrics_at``: where its metrics are
+    served besides its socket."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, *, metrics_at: MetricsAddress | None = None) -> None:
         self.instance = secrets.token_hex(8)
+        self.metrics = NodeMetrics(self.instance)
+        #: The port of ``metrics_at``, once it runs.
+        self.metrics_port: int | None = None
+        self._metrics_at = metrics_at
+        self._observation = Observation(self.metrics, self._seen)
         self._settings = settings
         self._hubs = Hubs(settings.hubs_file)
         self._keys = Keychain(settings.seed_file)
         self._store = Store(settings.store_folder, settings.store)
-        self._transfers = Transfers(settings.transfer_settings())
+        self._transfers = Transfers(settings.transfer_settings(), self.metrics)
         self._members: dict[str, _Hub] = {}
         self._started = time.time()
         self._version = ""
@@ -103,17 +111,20 @@ class Daemon:
             await stack.enter_async_context(self._store)
             await stack.enter_async_context(self._transfers)
             await stack.enter_async_context(self._serving(bound))
+            self.metrics_port = await stack.enter_async_context(self._observation.serving(self._metrics_at))
             if signals:
                 stack.enter_context(self._signals())
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 watch = group.create_task(self._watch(bound))
+                beat = group.create_task(self._observation.watch())
                 await self._follow_hubs()
                 if ready is not None:
                     ready()
                 await self._stop.wait()
                 _log.info("stopping")
                 watch.cancel()
+                beat.cancel()
                 for member in self._members.values():
                     if member.task is not None:
                         member.task.cancel()
@@ -170,7 +181,7 @@ class Daemon:
     async def _be_there(self, member: _Hub) -> None:
         key = await self._keys.hub_key(member.hub.public)
         async with Session(member.hub, key, self._settings, kind="daemon", hubs=self._hubs) as session:
-            providing = Providing(session, self._store, self._transfers, self._settings)
+            providing = Providing(session, self._store, self._transfers, self._settings, self.metrics)
             member.session, member.providing = session, providing
             serving = asyncio.create_task(providing.run())
             over = asyncio.create_task(self._until_over(member, session))
@@ -225,6 +236,7 @@ class Daemon:
                 web.post("/v1/added", self._post_added),
                 web.post("/v1/hubs", self._post_hubs),
                 web.post("/v1/stop", self._post_stop),
+                *self._observation.routes(),
             ]
         )
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -248,6 +260,15 @@ class Daemon:
             streams=size.streams,
             stored_bytes=size.stored,
             linked_bytes=size.linked,
+        )
+
+    async def _seen(self) -> Seen:
+        sessions = [member.session for member in self._members.values() if member.session is not None]
+        providing = {member.hub.public: member.providing for member in self._members.values()}
+        return Seen(
+            await self.status(),
+            {session.id: session.bus.stats for session in sessions if session.opened},
+            {f"{hub} {id(one)}": one.counts.dropped for hub, one in providing.items() if one is not None},
         )
 
     async def _get_status(self, _request: web.Request) -> web.StreamResponse:
@@ -357,7 +378,7 @@ async def _body[T](request: web.Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.read(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"the request is not understood: {error}", kind="invalid-message") from None
+        raise InvalidInput(f"the request is not understood: {str(error)[:300]}", kind="invalid-message") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ _START: Final = (
     "os.environ['ENTREPOT_HOME'] = home\n"
     "if ca_file: os.environ['ENTREPOT_CA_FILE'] = ca_file\n"
     "from entrepot.cli.main import main\n"
-    "sys.exit(main(['up']))\n"
+    "sys.exit(main(['up', *sys.argv[3:]]))\n"
 )
 
 
@@ -90,14 +90,14 @@ class DaemonClient:
                     await asyncio.sleep(0.05)
                     await self._call("GET", "/v1/status", None, DaemonStatus)
 
-    async def start_detached(self) -> DaemonStatus:
-        """Start ``entrepot up`` in the background, unless one runs; return when it answers.
+    async def start_detached(self, words: Sequence[str] = ()) -> DaemonStatus:
+        """Start ``entrepot up`` with these further words in the background, unless one runs; return when it answers.
 
         Raises ``not-running`` with the end of its log if it ends at once, ``deadline``.
         """
         with contextlib.suppress(NotFound):
             return await self.status()
-        process = await asyncio.to_thread(self._start)
+        process = await asyncio.to_thread(self._start, words)
         async with _deadline(self._settings.daemon.start_timeout, "the daemon does not answer"):
             while True:
                 with contextlib.suppress(NotFound):
@@ -114,13 +114,13 @@ class DaemonClient:
                     )
                 await asyncio.sleep(0.05)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         settings = self._settings
         make_folder(settings.home)
         with translated(settings.log_file), open(settings.log_file, "ab", buffering=0) as log:
             settings.log_file.chmod(0o600)
             process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(settings.home), settings.ca_file or ""],
+                [sys.executable, "-c", _START, str(settings.home), settings.ca_file or "", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 
 from entrepot.adapters.store import Fetch as StoreFetch
 from entrepot.adapters.store import Store
-from entrepot.adapters.transfer import SignedRequest, Transfers
+from entrepot.adapters.transfer import SignedRequest, Transfers, agent
 from entrepot.core.errors import Conflict, Denied, EntrepotError
 from entrepot.core.exchange.requester import (
     Ask,
@@ -31,6 +32,7 @@ from entrepot.services.progress import Meter, OnProgress
 from entrepot.services.session import Session
 from entrepot.services.settings import NodeSettings
 
+_log = logging.getLogger("entrepot.transfer")
 #: Offset and length of plain bytes in the stream.
 type Span = tuple[int, int]
 
@@ -40,13 +42,15 @@ _TELL_EVERY = 0.1  # seconds between two reports of verified bytes to the machin
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What a get brought. ``fetched_bytes`` came through the bucket now, ``from_bucket_bytes`` of them lay there
-    already when they were asked for. ``complete``: the whole stream is held now."""
+    already when they were asked for. ``complete``: the whole stream is held now. ``transfer``: see
+    :attr:`Getter.transfer`."""
 
     opening: Opening
     fetched_bytes: int
     from_bucket_bytes: int
     objects: int
     complete: bool
+    transfer: str
 
 
 class Getter:
@@ -120,6 +124,7 @@ class Getter:
         Raises the reason, stated by the hub or found here, when that cannot be: ``no-holder``, ``no-right``,
         ``over-quota``, ``deadline``, ``disk-full`` … What was verified stays and need not be fetched again.
         """
+        _log.debug("asked", extra=self._told())
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[EntrepotError | None] = loop.create_future()
         self._meter = Meter("get", self._progress, loop)
@@ -155,7 +160,7 @@ class Getter:
         opening = self._machine.opening
         assert opening is not None
         complete = self._fetch is not None and self._fetch.complete
-        return Fetched(opening, self._fetched_bytes, self._from_bucket_bytes, self._objects, complete)
+        return Fetched(opening, self._fetched_bytes, self._from_bucket_bytes, self._objects, complete, self.transfer)
 
     # -- what happened ------------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ class Getter:
     async def _download(self, number: int, get: Signed) -> None:
         fetch = self._fetch
         assert fetch is not None
-        request = SignedRequest(get.method, get.url, get.headers)
+        request = SignedRequest(get.method, get.url, get.headers, agent(self.transfer))
         moving = _Moving(self, asyncio.get_running_loop())
         try:
             moved = await self._transfers.get_object(
@@ -295,8 +300,10 @@ class Getter:
                 self._abort(error)  # the store's word, not the bucket's: the stream was removed meanwhile
                 return
             reason = error
+            _log.info("fetch failed: %s", error.message, extra=self._told(object=number, kind=error.kind))
             self._driver.feed(lambda now: self._machine.fetch_failed(number, reason, now))
             return
+        _log.debug("fetched", extra=self._told(object=number, bytes=moved))
         self._downloads.pop(number, None)
         self._objects += 1
         self._got.add(number)
@@ -307,6 +314,11 @@ class Getter:
         if self._on_object is not None:
             self._on_object(number)
         self._count()
+
+    def _told(self, **more: object) -> dict[str, object]:
+        """What a line of the log says of it."""
+        channel, stream = self._channel.name, self._stream.hex
+        return {"fields": {"transfer": self.transfer, "channel": channel, "stream": stream, **more}}
 
     # -- progress -----------------------------------------------------------------------------------------------
 

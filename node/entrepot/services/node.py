@@ -9,30 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from entrepot.adapters.hub_client import HubClient
+from entrepot.adapters.metrics import Metrics
 from entrepot.adapters.store import Entry, Size, Store, Verification
 from entrepot.adapters.transfer import Transfers
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.invite import Invite
-from entrepot.core.uri import SCHEME, StreamUri, courtesy_name
+from entrepot.core.uri import StreamUri, courtesy_name
 from entrepot.services.connections import Connections
 from entrepot.services.control import DaemonStatus
 from entrepot.services.daemon_client import DaemonClient
-from entrepot.services.estimate import HolderView, Info, estimate
+from entrepot.services.estimate import Info
 from entrepot.services.fetching import Fetched, Getter
 from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, host_of, with_channels
+from entrepot.services.inquiry import Inquiry, Story
 from entrepot.services.keychain import Keychain
 from entrepot.services.lifetime import Lifetime
 from entrepot.services.output import is_taken, output_path, taken
@@ -40,12 +41,9 @@ from entrepot.services.progress import Kind, Meter, OnProgress
 from entrepot.services.reading import RemoteFile
 from entrepot.services.session import Session
 from entrepot.services.settings import NodeSettings, default_home
+from entrepot.services.targets import Meant, Target, meant_by
 
-_ALIAS: Final = re.compile(r"sha256:([0-9a-f]{64})")
-_ID: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME: Final = 64
-
-type Target = str | StreamUri | StreamId
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,8 @@ class Added:
 class Got:
     """A stream that is a file now. ``how`` the output got its bytes: ``moved``, ``reflink``, ``copied``, ``linked``, or
     ``there``: it was this stream's unchanged file already, and nothing was done. ``fetched_bytes`` came over the
-    network now, ``from_bucket_bytes`` of them lay in the bucket already."""
+    network now, ``from_bucket_bytes`` of them lay in the bucket already. ``transfer``: what this get is called in the
+    logs of everybody who took part; None if nobody did."""
 
     path: Path
     stream: StreamId
@@ -86,6 +85,7 @@ class Got:
     how: str
     fetched_bytes: int
     from_bucket_bytes: int
+    transfer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,34 +110,24 @@ class Status:
     hubs: tuple[JoinedHub, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Meant:
-    """What a target names. ``channel`` None: only what is here can be used."""
-
-    stream: StreamId
-    channel: str | None
-    host: str | None
-    name: str | None = None
-    local_only: bool = field(default=False)
-
-
 class Node:
     """A node with its home, store and hubs. An async context manager; may be opened and closed from other tasks.
 
     Without ``settings`` its home is :func:`default_home`, whatever the environment says: that is for entry points.
     Opening does not touch the network; a hub is asked when it is needed and not before. Errors are those of
-    :mod:`entrepot.core.errors`.
+    :mod:`entrepot.core.errors`. ``metrics`` is told what is moved.
     """
 
-    def __init__(self, settings: NodeSettings | None = None) -> None:
+    def __init__(self, settings: NodeSettings | None = None, *, metrics: Metrics | None = None) -> None:
         settings = settings or NodeSettings(home=default_home())
         self.settings = settings
         self.daemon = DaemonClient(settings)
         self._keys = Keychain(settings.seed_file)
         self._hubs = Hubs(settings.hubs_file)
         self._store = Store(settings.store_folder, settings.store)
-        self._transfers = Transfers(settings.transfer_settings())
+        self._transfers = Transfers(settings.transfer_settings(), metrics)
         self._connections = Connections(settings, self._hubs, self._keys)
+        self._inquiry = Inquiry(self._store, self._connections)
         self._lifetime: Lifetime[Node] | None = None
         self._getting: dict[StreamId, asyncio.Lock] = {}
 
@@ -328,10 +318,11 @@ class Node:
             how.value,
             fetched.fetched_bytes,
             fetched.from_bucket_bytes,
+            fetched.transfer,
         )
 
     async def _fetch(
-        self, meant: _Meant, deadline: float | None, wait: float | None, progress: OnProgress | None
+        self, meant: Meant, deadline: float | None, wait: float | None, progress: OnProgress | None
     ) -> Fetched:
         for again in (True, False):
             session, found = await self._connect(meant)
@@ -349,7 +340,8 @@ class Node:
             )
             try:
                 return await getter.run()
-            except Conflict as error:
+            except EntrepotError as error:
+                error.data = {**error.data, "transfer": getter.transfer}  # what an admin asks for
                 if error.kind != "stale-lock" or not again:
                     raise
                 await session.refresh()
@@ -394,7 +386,7 @@ class Node:
                 async for piece in pieces:
                     yield piece
 
-    async def _opening(self, meant: _Meant, deadline: float | None) -> Opening:
+    async def _opening(self, meant: Meant, deadline: float | None) -> Opening:
         with contextlib.suppress(NotFound):
             return (await self._store.entry(meant.stream)).opening
         for again in (True, False):
@@ -417,7 +409,7 @@ class Node:
                 await session.refresh()
         raise AssertionError
 
-    async def _connect(self, meant: _Meant) -> tuple[Session, JoinedChannel]:
+    async def _connect(self, meant: Meant) -> tuple[Session, JoinedChannel]:
         """The session and channel to ask. Raises ``not-joined``, ``ambiguous``, ``no-right``, ``hub-unreachable``."""
         if meant.local_only:
             raise NotFound(
@@ -443,71 +435,14 @@ class Node:
 
         A hub that cannot be reached is told in ``hub_reason``. Raises ``no-such-stream`` if nobody knows it.
         """
-        meant = await self._meant(target, channel, hub)
-        entry: Entry | None = None
-        with contextlib.suppress(NotFound):
-            entry = await self._store.entry(meant.stream)
-        known: JoinedChannel | None = None
-        reason, told = None, None
-        try:
-            known = await self._connections.channel(meant.channel, meant.host)
-        except (NotFound, Conflict):
-            if entry is None:
-                raise
-        except (Denied, RetryLater) as error:
-            if entry is None:
-                raise
-            reason = error.message
-        if known is not None:
-            try:
-                session, known = await self._connections.enter(known.name, known.hub.host)
-                told = await session.client.stream_info(known.name, meant.stream)
-            except EntrepotError as error:
-                if entry is None:
-                    raise
-                reason = error.message
-        opening = None if entry is None else entry.opening
-        if opening is None and told is not None and told.opening is not None:
-            opening = Opening.decode(bytes.fromhex(told.opening))
-            if not opening.proves(meant.stream):
-                raise RetryLater("the hub's opening does not prove the stream id", stream=str(meant.stream))
-        held = entry is not None and entry.complete and not entry.stale
-        geometry = None if opening is None or known is None else Geometry(opening.length, known.lock)
-        missing = None if opening is None else 0 if held else opening.length
-        if missing and known is not None and opening is not None and entry is not None:
-            holding = await self._store.holds(meant.stream, known.scope, known.lock)
-            if holding is not None and geometry is not None:
-                here = sum(
-                    geometry.object_span(last)[0] + geometry.object_span(last)[1] - geometry.object_span(first)[0]
-                    for first, last in holding.objects
-                )
-                missing = opening.length - here
-        uri = StreamUri(
-            meant.channel or (known.name if known is not None else "unknown"),
-            meant.host or (known.hub.host if known is not None else None),
-            meant.stream,
-            meant.name or (courtesy_name(entry.name) if entry is not None else None),
-        )
-        return Info(
-            uri=uri,
-            stream=meant.stream,
-            length=None if opening is None else opening.length,
-            name=meant.name or (None if entry is None else entry.name or None),
-            sha256=None if entry is None else entry.sha256,
-            held=held,
-            missing=missing,
-            object_count=None if geometry is None else geometry.object_count,
-            objects=None if told is None else told.objects,
-            bucket_bytes=None if told is None else told.bytes,
-            holders=()
-            if told is None
-            else tuple(HolderView(holder.name, holder.online, holder.last_seen) for holder in told.holders),
-            wanted_by=None if told is None else told.wanted_by,
-            estimate=None
-            if geometry is None or missing is None
-            else estimate(geometry, missing, 0 if told is None else told.bytes),
-            hub_reason=reason,
-        )
+        return await self._inquiry.info(await self._meant(target, channel, hub))
+
+    async def why(self, target: Target, *, channel: str | None = None, hub: str | None = None) -> Story:
+        """What happened to a stream at its hub: who asked, offered, uploaded, what it waited for, what it cost.
+
+        Raises ``no-such-stream`` if the hub has never heard of it, ``hub-unreachable``, ``not-joined``, ``no-right``.
+        """
+        return await self._inquiry.why(await self._meant(target, channel, hub))
 
     async def entries(self, channel: str | None = None, hub: str | None = None) -> list[Entry]:
         """All streams in the store, or those of one channel, in the order of ids."""
@@ -552,38 +487,8 @@ class Node:
     def _meter(self, kind: Kind, progress: OnProgress | None) -> Meter:
         return Meter(kind, progress, asyncio.get_running_loop())
 
-    async def _meant(self, target: Target, channel: str | None = None, hub: str | None = None) -> _Meant:
-        """Raises ``invalid-uri``, ``invalid-input``, ``no-such-stream`` for an alias that is not known here."""
-        if isinstance(target, StreamId):
-            return _Meant(target, channel, hub)
-        if isinstance(target, str):
-            text = target.strip()
-            alias = _ALIAS.fullmatch(text)
-            if alias is not None:
-                return await self._by_alias(bytes.fromhex(alias[1]))
-            if _ID.fullmatch(text):
-                return _Meant(StreamId.parse(text), channel, hub)
-            if not text.startswith(SCHEME):
-                raise InvalidInput(
-                    f"not a URI, a stream id or a sha256: {text[:80]!r}",
-                    kind="invalid-uri",
-                    hint="A URI looks like entrepot://channel@hub.example.org/ff0123.../name",
-                )
-            target = StreamUri.parse(text)
-        if channel not in {None, target.channel} or (hub is not None and target.hub not in {None, hub}):
-            raise InvalidInput("the URI names another channel or hub", hint="Leave the channel and hub out.")
-        return _Meant(target.stream, target.channel, target.hub or hub, target.name)
-
-    async def _by_alias(self, sha256: bytes) -> _Meant:
-        stream = await self._store.find_alias(sha256)
-        if stream is None:
-            raise NotFound(
-                f"no stream with the SHA-256 {sha256.hex()} is known here",
-                kind="no-such-stream",
-                hint="An alias is a claim that only whoever has the file can check: use the URI.",
-            )
-        entry = await self._store.entry(stream)
-        return _Meant(stream, None, None, courtesy_name(entry.name), local_only=True)
+    async def _meant(self, target: Target, channel: str | None = None, hub: str | None = None) -> Meant:
+        return await meant_by(self._store, target, channel, hub)
 
 
 def _machine_name() -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from entrepot.adapters.bus import Subscription
+from entrepot.adapters.metrics import Metrics
 from entrepot.adapters.store import ObjectSource, Store
-from entrepot.adapters.transfer import SignedRequest, Transfers
+from entrepot.adapters.transfer import SignedRequest, Transfers, agent
 from entrepot.core.errors import Conflict, EntrepotError, NotFound, RetryLater
 from entrepot.core.exchange.provider import (
     Effect,
@@ -42,6 +44,7 @@ from entrepot.core.messages import (
     Seek,
     Signed,
     reason_of,
+    transfer_of,
 )
 from entrepot.core.ranges import holds
 from entrepot.services.driver import Driver
@@ -49,6 +52,7 @@ from entrepot.services.hubs import JoinedChannel
 from entrepot.services.session import Session
 from entrepot.services.settings import NodeSettings
 
+_log: Final = logging.getLogger("entrepot.transfer")
 _WORKERS: Final = 4
 _WAITING: Final = 512  # seeks that wait for a worker
 _TRIES: Final = 4
@@ -90,6 +94,24 @@ class _Job:
     sent: int = 0
     upload: asyncio.Task[None] | None = None
 
+    @property
+    def transfer(self) -> str | None:
+        """The get that this serves first of all, if the hub said."""
+        named = transfer_of(self.grant)
+        return None if named is None else named.hex()
+
+    def told(self, **more: object) -> dict[str, object]:
+        """What a line of the log says of it."""
+        grant = self.grant
+        fields = {
+            "transfer": self.transfer,
+            "channel": self.channel.name,
+            "stream": grant.stream.hex(),
+            "object": grant.number,
+            **more,
+        }
+        return {"fields": fields}
+
 
 def sampled(seek: Seek, node: str) -> bool:
     """Whether this node (public key text) belongs to the part of the channel that a seek asks."""
@@ -98,9 +120,18 @@ def sampled(seek: Seek, node: str) -> bool:
 
 
 class Providing:
-    """The providing half of ``session``; :meth:`run` it once, cancel it to withdraw."""
+    """The providing half of ``session``; :meth:`run` it once, cancel it to withdraw. ``metrics`` is told what is
+    done."""
 
-    def __init__(self, session: Session, store: Store, transfers: Transfers, settings: NodeSettings) -> None:
+    def __init__(
+        self,
+        session: Session,
+        store: Store,
+        transfers: Transfers,
+        settings: NodeSettings,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self.counts = Counts()
         #: Why the last upload failed.
         self.trouble: EntrepotError | None = None
@@ -178,6 +209,7 @@ class Providing:
 
     def _sought(self, seek: Seek) -> None:
         self.counts.seeks += 1
+        self._metrics.sought()
         if self._leaving or not sampled(seek, self._session.node):
             return
         try:
@@ -193,7 +225,9 @@ class Providing:
             self._decline(channel, grant)
             return
         self.counts.grants += 1
-        self._jobs.setdefault(grant.grant, _Job(grant, channel))
+        self._metrics.granted()
+        job = self._jobs.setdefault(grant.grant, _Job(grant, channel))
+        _log.debug("granted", extra=job.told())
         self._feed(lambda now: self._machine.granted(grant, now))
 
     def _feed(self, event: Callable[[float], list[Effect]]) -> None:
@@ -225,6 +259,7 @@ class Providing:
                 channel = self._session.of_lock(offer.lock)
                 if channel is not None:
                     self.counts.offers += 1
+                    self._metrics.offered()
                     self._session.offer(channel.name, hub, offer)
             case Prepare(grant):
                 self._spawn(self._prepare(grant))
@@ -266,7 +301,7 @@ class Providing:
                 raise await self._lacking(stream, channel)
             job.source = source = await self._store.object_source(stream, channel.lock, grant.number, grant.digest)
         except EntrepotError as error:
-            self._fail(error)
+            self._fail(error, job)
             reason = error
             self._feed(lambda now: self._machine.unprepared(grant.grant, reason, now))
         else:
@@ -304,7 +339,9 @@ class Providing:
         error: EntrepotError | None = None
         try:
             outcome = await self._transfers.put(
-                SignedRequest(put.method, put.url, put.headers), source, progress=_Sending(self, grant)
+                SignedRequest(put.method, put.url, put.headers, agent(job.transfer)),
+                source,
+                progress=_Sending(self, grant),
             )
             if outcome.exists:
                 error = Conflict("the bucket already has an object at this key", kind="exists", status=outcome.status)
@@ -312,9 +349,10 @@ class Providing:
                 await self._store.confirm(source)
                 self.counts.uploads += 1
                 self.counts.uploaded_bytes += source.size
+                _log.debug("uploaded", extra=job.told(bytes=source.size))
         except EntrepotError as failure:
             error = failure
-            self._fail(failure)
+            self._fail(failure, job)
         reason = error
         self._feed(lambda now: self._machine.uploaded(grant, reason, now))
 
@@ -333,8 +371,10 @@ class Providing:
         else:
             self._feed(lambda now: self._machine.done_answered(done.grant, ack, now))
 
-    def _fail(self, error: EntrepotError) -> None:
+    def _fail(self, error: EntrepotError, job: _Job) -> None:
         self.counts.failures += 1
+        self._metrics.failed(error.kind)
+        _log.info("upload failed: %s", error.message, extra=job.told(kind=error.kind))
         self.trouble = error
 
     # -- what the hub should know -------------------------------------------------------------------------------

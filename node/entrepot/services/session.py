@@ -128,6 +128,11 @@ class Session:
         return self._bus
 
     @property
+    def opened(self) -> bool:
+        """Whether there is a :attr:`bus`."""
+        return self._bus is not None
+
+    @property
     def connected(self) -> bool:
         """Whether the hub can be spoken to now."""
         return self._bus is not None and self._bus.connected

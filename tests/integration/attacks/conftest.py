@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from tests.integration.attacks.catalogue import ATTACKS
 from tests.servers.grid import Content, Grid, running_grid
 
 from entrepot.core.lock import SchemaLock
+
+#: Tells that an attack of the catalogue was tried and held off.
+type Refused = Callable[[str], None]
+
+
+@pytest.fixture
+def refused(report: Callable[..., None]) -> Refused:
+    """A row of the table of attacks, in the catalogue's words."""
+
+    def tell(attack: str) -> None:
+        entry = ATTACKS[attack]
+        words = f"{entry.defended_by}; {entry.open}" if entry.open else entry.defended_by
+        report("attacks", attack=attack, defended_by=words.removeprefix("–; "))
+
+    return tell
 
 
 @pytest.fixture

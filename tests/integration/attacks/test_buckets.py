@@ -11,6 +11,7 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
+from tests.integration.attacks.conftest import Refused
 from tests.servers.grid import SMALL, Content
 
 from entrepot.adapters.store import Store
@@ -242,3 +243,49 @@ async def test_no_wrong_byte_is_kept(tmp_path: Path, content: Content, name: str
         kept = data[span]
         assert kept == (content.data[span] if index in held else bytes(len(kept)))
     assert not (name in {"another object", "zeros", "a flipped node"} and held)
+
+
+#: Fields of a header that say how much is to come: offset, and what is put there.
+CLAIMS = {
+    "another codec": (9, b"\x01"),
+    "miniblocks of 2^63 bytes": (10, b"\x3f"),
+    "2^63 miniblocks in the object": (11, b"\x3f"),
+    "a stream of 2^63 - 1 bytes": (48, b"\x7f" + b"\xff" * 7),
+    "four milliard miniblocks": (92, b"\xff" * 4),
+    "a stored miniblock of 4 GiB": (96, b"\xff" * 4),
+    "a stored miniblock of nothing": (96, bytes(4)),
+    "two stored miniblocks of other lengths": (96, (SMALL["miniblock"] - 1).to_bytes(4)),
+}
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["of the right length", "without end"])
+@pytest.mark.parametrize("claim", CLAIMS)
+async def test_a_header_that_claims_more_costs_nothing(
+    tmp_path: Path, content: Content, claim: str, exact: bool, refused: Refused
+) -> None:
+    """A header whose lengths, codec or geometry are not those that id and lock give is refused before a byte of what it
+    announces is read or kept."""
+    at, lie = CLAIMS[claim]
+    bad = bytearray(content.object(0))
+    bad[at : at + len(lie)] = lie
+
+    def pieces() -> Iterator[bytes]:
+        length = len(bad) if exact else 1 << 30
+        yield f"HTTP/1.1 200 x\r\nContent-Length: {length}\r\n\r\n".encode() + bytes(bad)
+        if not exact:
+            yield from repeat(bytes(1 << 20), 1023)
+
+    async with (
+        Store(tmp_path / "store") as store,
+        Transfers(QUICK) as transfers,
+        await store.begin(content.stream, content.opening, LOCK, "scope", "") as fetch,
+    ):
+        with bucket(pieces) as found:
+            with pytest.raises((Corrupt, RetryLater, NotFound)) as caught:
+                await transfers.get_object(SignedRequest("GET", found.url), fetch, 0)
+            found.close()
+            assert found.sent < 64 << 20
+        if exact:
+            assert isinstance(caught.value, Corrupt)
+        assert not any(fetch.has(range(index, index + 1)) for index in range(4))
+    refused("zip-bomb miniblocks")

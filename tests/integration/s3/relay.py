@@ -30,11 +30,12 @@ class Trouble:
 @dataclass
 class Relay:
     """A running relay. Each of ``troubles`` meets one request of its method, first come first served; ``seen`` are the
-    (method, status) of all answers."""
+    (method, status) of all answers, ``agents`` the methods and the User-Agents of all requests."""
 
     endpoint: str
     troubles: list[Trouble] = field(default_factory=list)
     seen: list[tuple[str, int]] = field(default_factory=list)
+    agents: list[tuple[str, str]] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, method: str) -> Trouble | None:
@@ -62,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         trouble = self.relay.take(self.command)
+        self.relay.agents.append((self.command, self.headers.get("User-Agent", "")))
         length = int(self.headers.get("Content-Length", "0"))
         if trouble is not None and trouble.cut:
             self.rfile.read(length // 2)

@@ -25,6 +25,7 @@ from entrepot.core.signing import sign_request
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.adapters.sql_ledger import SqlLedger
+from entrepot_hub.adapters.sql_usage import SqlUsage
 from entrepot_hub.core.members import Rights
 from entrepot_hub.core.nats_identity import RANDOM_LENGTH, NatsIdentity
 from entrepot_hub.core.sealing import MasterKey
@@ -32,7 +33,9 @@ from entrepot_hub.services.administration import Administration, ChannelCreate, 
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels
 from entrepot_hub.services.desk import Desk
+from entrepot_hub.services.journal import Journal
 from entrepot_hub.services.settings import HubSettings, LimitSettings, Listen
+from entrepot_hub.services.timeline import Timelines
 from entrepot_hub.services.vault import Vault
 from entrepot_hub.services.web.app import WebServer, admin_app, node_app
 from entrepot_hub.services.web.context import WebContext
@@ -205,6 +208,15 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
                 nats_urls=lambda: ("nats://127.0.0.1:4222",),
                 instance="00112233aabbccdd",
                 clock=clock,
+                timelines=Timelines(
+                    database=database,
+                    registry=registry,
+                    usage=SqlUsage(database),
+                    journal=Journal(database, clock),
+                    reason=lambda *_: None,
+                    clock=clock,
+                ),
+                channels=channels,
             )
             desk = Desk(
                 administration=administration,

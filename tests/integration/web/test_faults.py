@@ -155,7 +155,7 @@ def test_every_kind_has_a_status(kind):
         "NotFound": {404},
         "Denied": {401, 403},
         "Conflict": {409},
-        "RetryLater": {503},
+        "RetryLater": {429, 503},
         "Corrupt": {422},
         "InvalidInput": {400},
         "Internal": {500},

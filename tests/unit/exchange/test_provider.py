@@ -55,6 +55,14 @@ def uploading(provider: Provider, number: int, now: float = 0.0) -> bytes:
     return message.grant
 
 
+def test_a_put_url_lives_no_longer_than_the_slowest_upload() -> None:
+    """A minute and what the bytes take at the rate below which the lease ends, and never longer than the setting."""
+    settings = ExchangeSettings()
+    assert settings.put_life(0) == 60.0
+    assert settings.put_life(4 << 20) == 60.0 + 256.0
+    assert settings.put_life(1 << 30) == settings.put_url == 900.0
+
+
 def test_it_offers_what_it_holds() -> None:
     """An offer answers the hub instance that sought, with the opening, the ranges and the free slots."""
     provider = Provider(SESSION, SETTINGS)

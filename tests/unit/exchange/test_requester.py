@@ -171,6 +171,31 @@ def test_only_verified_bytes_move_the_deadline() -> None:
     assert error.kind == "no-holder"
 
 
+def test_a_bucket_that_sends_nothing_is_the_reason() -> None:
+    """What is wanted lies ready and nothing of it comes: the way to the bucket is the reason, not the holder. A
+    download that began just before the deadline is none."""
+    requester = make(deadline=4.0)
+    requester.begin(((0, 11),), 0.0)
+    requester.replied(WantReply(objects=(ready(0),), again_in=60_000), 0.1)
+    error = one(Fail, requester.tick(4.0)).error
+    assert error.kind == "bucket-unreachable"
+    assert error.hint
+    late = make(deadline=4.0)
+    late.begin(((0, 11),), 0.0)
+    late.replied(WantReply(objects=(ready(0),), again_in=60_000), 3.0)
+    assert one(Fail, late.tick(4.0)).error.kind == "deadline"
+
+
+def test_a_hub_that_does_not_answer_is_the_reason() -> None:
+    """Wants without an answer end in words about the hub, not about subjects of the bus."""
+    requester = make(deadline=4.0)
+    requester.begin(((0, 11),), 0.0)
+    requester.unanswered(RetryLater("no answer on hub.demo.want", kind="deadline"), 2.0)
+    error = one(Fail, requester.tick(4.0)).error
+    assert error.kind == "hub-unreachable"
+    assert "hub.demo" not in error.message
+
+
 def test_at_the_deadline_the_last_stated_reason_is_given() -> None:
     """Without a reason from the hub the deadline itself is the reason."""
     requester = make(deadline=3.0)
@@ -305,3 +330,56 @@ def test_everything_fetched_finishes_once() -> None:
     assert requester.ended
     assert requester.tick(1e6) == [] == requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=()), 1.0)
     assert requester.timer() is None
+
+
+def test_what_fails_at_once_is_not_fetched_without_a_pause() -> None:
+    """The same copy of an object that failed twice rests, though the hub calls it ready; another copy does not."""
+    requester = make()
+    requester.begin(((0, 0),), 0.0)
+    error = RetryLater("503", kind="bucket-unreachable")
+    reply = WantReply(objects=(ready(0),), again_in=60_000)
+    assert fetched_numbers(requester.replied(reply, 1.0)) == [0]
+    one(Ask, requester.fetch_failed(0, error, 1.0))
+    assert fetched_numbers(requester.replied(reply, 1.1)) == [0]
+    assert requester.fetch_failed(0, error, 1.1) == []
+    assert requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=(ready(0),)), 1.2) == []
+    rests_until = requester.timer()
+    assert rests_until is not None
+    assert 1.3 < rests_until < 3.0
+    one(Ask, requester.tick(rests_until))
+    assert fetched_numbers(requester.replied(reply, rests_until + 0.01)) == [0]
+    requester.fetch_failed(0, error, rests_until + 0.02)
+    other = WantReply(objects=(ready(0, "other"),), again_in=60_000)
+    requester.tick(requester.timer() or 0.0)
+    assert fetched_numbers(requester.replied(other, rests_until + 0.03)) == [0]
+
+
+def test_an_object_may_fail_for_ever() -> None:
+    """However often a download fails, the pauses stay bounded."""
+    requester = make(deadline=1e9)
+    requester.begin(((0, 0),), 0.0)
+    now = 0.0
+    for _ in range(1100):
+        reply = WantReply(objects=(ready(0),), again_in=60_000)
+        requester.replied(reply, now)
+        if any(isinstance(e, Ask) for e in requester.fetch_failed(0, RetryLater("503"), now)):
+            continue  # asked again at once: the first time
+        timer = requester.timer()
+        assert timer is not None
+        assert timer <= now + 5.0
+        now = timer
+        requester.tick(now)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"), [(7.5, 7.5), (1e9, SETTINGS.again_most), (-1.0, 0.25), (float("nan"), 0.25)]
+)
+def test_it_asks_again_when_the_hub_says_that_there_is_room(after: float, expected: float) -> None:
+    """A pause that the hub names is kept, within what a want may wait at all; a senseless one is not."""
+    requester = make()
+    requester.begin(((0, 11),), 0.0)
+    error = RetryLater("too often", kind="too-many-requests", retry_after=after)
+    assert not [e for e in requester.replied(WantReply(error=reason_of(error)), 1.0) if isinstance(e, Fail)]
+    timer = requester.timer()
+    assert timer is not None
+    assert timer == min(1.0 + expected, SETTINGS.want_deadline)  # the get itself ends then

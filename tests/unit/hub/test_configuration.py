@@ -81,7 +81,7 @@ def test_variables(name: str) -> None:
         ("c.yaml", BOMB, "too many values"),
         ("c.yaml", MERGES, "too many values"),
         ("c.yaml", "a: " + "[" * 100 + "]" * 100, "nested too deeply"),
-        ("c.yaml", "a: " + "[" * 50_000, "well formed"),
+        ("c.yaml", "a: " + "[" * 50_000, "nested too deeply"),
         ("c.yaml", "a: 2001-99-99", "well formed"),
         ("c.yaml", "a: *b", "no YAML"),
         ("c.yaml", "a: \x00", "well formed"),

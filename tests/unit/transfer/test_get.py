@@ -119,6 +119,22 @@ async def test_a_wrong_bit_is_reported_with_its_place(bucket, transfers, stream)
     assert len(bucket.seen) == 2
 
 
+async def test_a_wrong_bit_is_numbered_within_the_stream(bucket, transfers, stream) -> None:
+    """What is reported of a spoilt miniblock of a later object is its number within the stream: that is what a hub
+    reads again, and another one would make the report a false one."""
+    whole = stream.object(1)
+    bucket.objects["/o"] = whole[:-1] + bytes([whole[-1] ^ 1])
+    async with await begin(stream) as fetch:
+        span = fetch.geometry.miniblocks_of(1)
+        with pytest.raises(Corrupt) as caught:
+            await transfers.get_object(bucket.get(), fetch, 1)
+    assert caught.value.data["miniblock"] == span[-1] >= 4
+    ask = (stream.stream, stream.lock, stream.opening, 1)
+    with pytest.raises(Corrupt) as caught:
+        await transfers.get_range(bucket.get(), *ask, range(len(span) - 1, len(span)))
+    assert caught.value.data["miniblock"] == span[-1]
+
+
 async def test_what_only_the_network_spoilt_is_mended(bucket, transfers, stream) -> None:
     """One bad answer followed by a good one is no corruption."""
     whole = bytearray(stream.object(0))

@@ -24,6 +24,7 @@ _LIBRARIES: Final = (
     ParseError,
     ValueError,
     LookupError,
+    ArithmeticError,
     RecursionError,
     TypeError,
     AttributeError,

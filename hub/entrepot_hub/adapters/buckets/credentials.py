@@ -69,7 +69,7 @@ class GcsServiceAccount:
         """The account's address, and which of its keys this is."""
         try:
             key = msgspec.json.decode(self.document, type=_KeyName).private_key_id
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             key = ""
         return f"{self.client_email} (key {key[:8]})" if key else self.client_email
 

@@ -203,11 +203,11 @@ class GcsLink:
             stream=True,
         ) as response:
             try:
-                date = email.utils.parsedate_to_datetime(response.headers["Date"])
-            except (KeyError, ValueError, TypeError):
+                date = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+            except (KeyError, ValueError, TypeError, OverflowError):
                 return None
         # The date is cut to its second: half of one is what is missing on average.
-        return date.timestamp() + 0.5 - (before + self._clock()) / 2
+        return date + 0.5 - (before + self._clock()) / 2
 
     def cut(self) -> None:
         """End the connections on which answers are awaited, and ask no more."""

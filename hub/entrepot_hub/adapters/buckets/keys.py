@@ -12,7 +12,7 @@ import configparser
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -181,7 +181,7 @@ def _moment(value: object) -> float | None:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise _no_moment()
-        return value.astimezone(UTC).timestamp()
+        return value.timestamp()
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11:
         return float(value)
     raise _no_moment()

@@ -206,6 +206,6 @@ def retry_after(error: ClientError) -> float | None:
         return None
     try:
         seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), _MAX_AFTER)

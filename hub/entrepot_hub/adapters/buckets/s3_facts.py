@@ -125,7 +125,7 @@ class Examination:
     def _dated(self, answer: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         text = answer["ResponseMetadata"]["HTTPHeaders"].get("date") if answer is not None else None
         if text and self._skew is None:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 # The header has whole seconds: half of one is the best guess for what was cut off.
                 self._skew = email.utils.parsedate_to_datetime(text).timestamp() + 0.5 - self._clock()
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -13,16 +14,21 @@ from aiohttp import web
 
 from entrepot.core.api import MAX_REQUEST
 from entrepot.core.errors import InvalidInput, RetryLater
+from entrepot_hub.adapters.metrics import Metrics
+from entrepot_hub.core.rates import Rate
 from entrepot_hub.services.administration import Administration
 from entrepot_hub.services.desk import Desk
-from entrepot_hub.services.settings import HubSettings
+from entrepot_hub.services.settings import HubSettings, LimitSettings
 from entrepot_hub.services.web.admin import AdminRoutes, AdminSocket
 from entrepot_hub.services.web.channels import ChannelRoutes
 from entrepot_hub.services.web.context import WebContext
 from entrepot_hub.services.web.errors import faults
 from entrepot_hub.services.web.health import Readiness
 from entrepot_hub.services.web.join import JoinRoutes
-from entrepot_hub.services.web.session import SessionRoutes
+from entrepot_hub.services.web.metrics import measured
+from entrepot_hub.services.web.openapi import OpenApiRoutes
+from entrepot_hub.services.web.session import VERSION, SessionRoutes
+from entrepot_hub.services.web.shedding import Doorway, Shedding, SheddingSettings
 from entrepot_hub.services.web.signatures import Signatures
 from entrepot_hub.services.web.streams import StreamRoutes
 
@@ -32,6 +38,7 @@ BULK_PATHS: Final = ("/bucket/",)
 _ADMIN_TIME: Final = 120.0  # seconds for one operation: surveying a bucket takes its time
 _KEEP_ALIVE: Final = 75.0
 _SHUTDOWN: Final = 5.0
+_BACKLOG: Final = 512
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -47,19 +54,27 @@ def node_app(
     readiness: Readiness,
     *,
     more: Iterable[web.RouteDef] = (),
+    metrics: Metrics | None = None,
 ) -> web.Application:
-    """The application for nodes. ``more``: routes of other features, such as those of folder buckets."""
+    """The application for nodes. ``more``: routes of other features, such as those of folder buckets; ``metrics`` is
+    told of every request."""
     settings = context.settings
+    shedding = Shedding(shedding_settings(settings.limits), clock=time.monotonic, bulk=BULK_PATHS)
     app = web.Application(
         client_max_size=MAX_REQUEST,
-        middlewares=[faults(settings.limits.request, unlimited=BULK_PATHS)],
+        middlewares=[
+            measured(metrics or Metrics()),
+            faults(settings.limits.request, unlimited=BULK_PATHS),
+            shedding.middleware,
+        ],
     )
-    signatures = Signatures(context.registry, settings.urls, context.clock)
+    signatures = Signatures(context.registry, settings.urls, context.clock, shedding)
     app.router.add_routes(
         [
             *readiness.routes(),
-            *JoinRoutes(context).routes(),
+            *JoinRoutes(context, shedding).routes(),
             *SessionRoutes(context, signatures).routes(),
+            *OpenApiRoutes(settings.urls, VERSION).routes(),
             *StreamRoutes(context, signatures).routes(),
             *ChannelRoutes(context.registry, signatures, administration).routes(),
             *more,
@@ -69,10 +84,23 @@ def node_app(
     return app
 
 
-def admin_app(desk: Desk) -> web.Application:
-    """The application behind the admin's socket."""
+def shedding_settings(limits: LimitSettings) -> SheddingSettings:
+    """What ``[limits]`` of the settings means for requests."""
+    return SheddingSettings(
+        node=Rate(limits.node_rate, limits.node_burst),
+        address=Rate(limits.address_rate, limits.address_burst),
+        joins=Rate(limits.joins_rate, limits.joins_burst),
+        of_one=limits.requests_of_one,
+        at_once=limits.requests,
+        bulk=limits.transfers,
+        proxies=limits.proxies,
+    )
+
+
+def admin_app(desk: Desk, more: Iterable[web.RouteDef] = ()) -> web.Application:
+    """The application behind the admin's socket. ``more``: routes beside the operations."""
     app = web.Application(client_max_size=MAX_REQUEST, middlewares=[faults(_ADMIN_TIME)])
-    app.router.add_routes(AdminRoutes(desk).routes())
+    app.router.add_routes([*AdminRoutes(desk).routes(), *more])
     return app
 
 
@@ -118,17 +146,21 @@ class WebServer:
         assert socket.socket is not None
         site: web.BaseSite = web.SockSite(admin, socket.socket)
         await site.start()
-        site = web.TCPSite(nodes, settings.listen.host, settings.listen.port, ssl_context=context)
+        serve = nodes.server
+        assert serve is not None
+        doorway = Doorway(serve, lambda: len(serve.connections), settings.limits.connections)
         try:
-            await site.start()
+            listening = await asyncio.get_running_loop().create_server(
+                doorway, settings.listen.host, settings.listen.port, ssl=context, backlog=_BACKLOG
+            )
         except OSError as error:
             raise RetryLater(
                 f"the hub cannot listen at {settings.listen}: {error.strerror}",
                 hint="Is another program using the port?",
                 listen=str(settings.listen),
             ) from None
-        address = nodes.addresses[0]
-        self.port = int(address[1])
+        self._stack.callback(listening.close)
+        self.port = int(listening.sockets[0].getsockname()[1])
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_SHUTDOWN)

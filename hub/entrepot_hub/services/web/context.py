@@ -10,7 +10,9 @@ from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.core.ledger import Ledger
 from entrepot_hub.core.nats_identity import NatsIdentity
+from entrepot_hub.services.channels import Channels
 from entrepot_hub.services.settings import HubSettings
+from entrepot_hub.services.timeline import Timelines
 
 
 class Presence(Protocol):
@@ -40,3 +42,5 @@ class WebContext:
     nats_urls: Callable[[], Sequence[str]]
     instance: str
     clock: Callable[[], float]
+    timelines: Timelines
+    channels: Channels

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import Final
 
 import msgspec
@@ -40,7 +41,8 @@ _STATUS: Final[tuple[tuple[type[EntrepotError], int], ...]] = (
     (Corrupt, 422),
     (InvalidInput, 400),
 )
-_RETRY_AFTER: Final = "2"  # seconds
+_RETRY_AFTER: Final = 2  # seconds, where nothing better is known
+_TOO_MANY: Final = "too-many-requests"
 
 _log = structlog.get_logger("entrepot_hub.web")
 
@@ -49,6 +51,8 @@ def status_of(error: EntrepotError) -> int:
     """The HTTP status of one of our errors."""
     if error.kind in _UNAUTHENTICATED:
         return 401
+    if error.kind == _TOO_MANY:
+        return 429
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
@@ -61,7 +65,10 @@ def error_answer(error: EntrepotError, *, status: int | None = None) -> web.Resp
     """The answer that tells an error."""
     answer = json_answer({"error": to_wire(error)}, status=status_of(error) if status is None else status)
     if isinstance(error, RetryLater):
-        answer.headers["Retry-After"] = _RETRY_AFTER
+        after = error.data.get("retry_after")
+        # Whole seconds are all that the header takes: rounded up, so that there is room by then.
+        seconds = max(ceil(after), 1) if isinstance(after, int | float) else _RETRY_AFTER
+        answer.headers["Retry-After"] = str(seconds)
     return answer
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from aiohttp import web
 
 from entrepot.core.errors import EntrepotError
@@ -19,6 +20,21 @@ _FRESH: Final = 1.0  # seconds for which a look counts
 _PATIENCE: Final = 3.0  # seconds that a look may take
 #: What is told of something that fails of which the hub can do without.
 DEGRADED: Final = "degraded"
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """``GET /healthz``."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``GET /readyz``: what was looked at, each ``ok``, ``degraded`` or the kind of an error; ``warnings``: what is set
+    up so that nodes will stumble over it."""
+
+    ready: bool
+    checks: dict[str, str]
+    warnings: list[str] = []
 
 
 class Readiness:
@@ -69,16 +85,14 @@ class Readiness:
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """The process runs and answers."""
-        return json_answer({"status": "ok"})
+        return json_answer(Alive())
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """200 when all that the hub needs is there, else 503 with what is not. Neither a warning nor what is degraded
         is a reason for 503."""
         seen = await self.look()
         ready = all(state in {"ok", DEGRADED} for state in seen.values())
-        answer: dict[str, object] = {"ready": ready, "checks": seen}
-        if warnings := self._warnings():
-            answer["warnings"] = list(warnings)
+        answer = Ready(ready=ready, checks=dict(seen), warnings=list(self._warnings()))
         return json_answer(answer, status=200 if ready else 503)
 
     def routes(self) -> list[web.RouteDef]:

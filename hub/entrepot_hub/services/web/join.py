@@ -13,6 +13,7 @@ from entrepot.core.invite import Invite, split_token
 from entrepot.core.subjects import check_node
 from entrepot_hub.services.web.context import WebContext
 from entrepot_hub.services.web.errors import json_answer
+from entrepot_hub.services.web.shedding import Shedding
 from entrepot_hub.services.web.signatures import decode_body, read_body
 
 #: A name that reads like a public key could pass for another node.
@@ -22,8 +23,9 @@ _LIKE_A_KEY: Final = re.compile(r"[A-Z][A-Z2-7]{55}")
 class JoinRoutes:
     """``GET /j/<token>`` explains an invite and changes nothing; ``POST /v1/join`` takes it up."""
 
-    def __init__(self, context: WebContext) -> None:
+    def __init__(self, context: WebContext, shedding: Shedding) -> None:
         self._context = context
+        self._shedding = shedding
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``."""
@@ -55,14 +57,15 @@ class JoinRoutes:
         if _LIKE_A_KEY.fullmatch(asked.name):
             raise InvalidInput("a node's name cannot be a public key", hint="Give it a name that people can read.")
         hub_public = self._context.identity.hub_public
-        member = await self._context.registry.redeem(
-            asked.invite,
-            node=asked.node,
-            mac=bytes.fromhex(asked.mac),
-            hub_public=hub_public,
-            name=asked.name,
-            now=self._context.clock(),
-        )
+        with self._shedding.joining(request, asked.invite):
+            member = await self._context.registry.redeem(
+                asked.invite,
+                node=asked.node,
+                mac=bytes.fromhex(asked.mac),
+                hub_public=hub_public,
+                name=asked.name,
+                now=self._context.clock(),
+            )
         return json_answer(
             Joined(hub=hub_public, channel=member.channel, rights=str(member.rights), name=member.node.name)
         )

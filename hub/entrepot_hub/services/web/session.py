@@ -3,12 +3,15 @@ this is."""
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Final
 
 from aiohttp import web
 
 from entrepot.core.api import HubInfo, SessionInfo, SessionRequest
+from entrepot.core.errors import InvalidInput
+from entrepot.core.invite import hub_statement
 from entrepot_hub.core.members import Rights
 from entrepot_hub.services.web.channels import channel_info
 from entrepot_hub.services.web.context import WebContext
@@ -16,6 +19,7 @@ from entrepot_hub.services.web.errors import json_answer
 from entrepot_hub.services.web.signatures import Signatures, decode_body
 
 VERSION: Final = version("entrepot")
+_CHALLENGE: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class SessionRoutes:
@@ -29,10 +33,16 @@ class SessionRoutes:
         """The routes, for ``app.router.add_routes``."""
         return [web.get("/v1/hub", self.hub), web.post("/v1/session", self.session)]
 
-    async def hub(self, _request: web.Request) -> web.Response:
-        """The hub's public key, version and clock."""
-        context = self._context
-        return json_answer(HubInfo(hub=context.identity.hub_public, version=VERSION, time=context.clock()))
+    async def hub(self, request: web.Request) -> web.Response:
+        """The hub's public key, version and clock; challenged at one of its own addresses, the proof that it is it."""
+        context, proof = self._context, ""
+        challenge, address = request.query.get("challenge"), request.query.get("address")
+        if challenge is not None:
+            if _CHALLENGE.fullmatch(challenge) is None:
+                raise InvalidInput("a challenge has 32 hex digits", kind="invalid-message")
+            if address in context.settings.urls:
+                proof = context.identity.operator.sign(hub_statement(bytes.fromhex(challenge), address)).hex()
+        return json_answer(HubInfo(hub=context.identity.hub_public, version=VERSION, time=context.clock(), proof=proof))
 
     async def session(self, request: web.Request) -> web.Response:
         """A fresh NATS login for the rights that the node has now, and its channels."""

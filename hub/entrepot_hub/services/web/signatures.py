@@ -15,6 +15,7 @@ from entrepot.core.errors import Denied, InvalidInput, NotFound
 from entrepot.core.signing import SAFE_METHODS, WINDOW, verify_request
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.core.members import Node, NodeStatus
+from entrepot_hub.services.web.shedding import Shedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,28 @@ class Caller:
 class Signatures:
     """Checks signatures against the hub's own addresses, whatever the ``Host`` of the request says.
 
-    ``urls`` are the hub's origins, ``clock`` tells unix seconds.
+    ``urls`` are the hub's origins, ``clock`` tells unix seconds; ``shedding`` hears whom each request counts for.
     """
 
-    def __init__(self, registry: Registry, urls: Sequence[str], clock: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, urls: Sequence[str], clock: Callable[[], float], shedding: Shedding) -> None:
         self._registry = registry
         self._urls = tuple(urls)
         self._clock = clock
+        self._shedding = shedding
 
     async def caller(self, request: web.Request) -> Caller:
         """The active node that signed this request.
 
         Raises :class:`Denied`: ``bad-signature``, ``clock-skew``, ``denied`` (a key this hub does not know),
-        ``suspended``, ``replayed``.
+        ``suspended``, ``replayed``. RetryLater: ``too-many-requests``.
         """
+        try:
+            return await self._caller(request)
+        except Denied:
+            self._shedding.stranger(request)
+            raise
+
+    async def _caller(self, request: web.Request) -> Caller:
         body = await read_body(request)
         path = request.raw_path
         if not path.startswith("/"):
@@ -49,6 +58,7 @@ class Signatures:
         now = self._clock()
         urls = [origin + path for origin in self._urls]
         signed = verify_request(request.method, urls, request.headers, body, now=now)
+        self._shedding.stranger(request, signed.node)  # keys can be made up: the database is asked for so many only
         try:
             node = await self._registry.node(signed.node)
         except NotFound:
@@ -59,10 +69,12 @@ class Signatures:
             raise Denied(
                 "this node is suspended at the hub", kind="suspended", hint="Ask the hub's admin.", node=node.name
             )
+        self._shedding.caller(request, node.public)
         if request.method not in SAFE_METHODS:
             # The request is too old a window after it was made; its maker's clock may be a window ahead.
             until = signed.created + 2 * WINDOW + 1
             await self._registry.nonce(node.public, signed.nonce, expires=until, now=now)
+        self._shedding.counts(request, node.public)
         return Caller(node, body)
 
 
@@ -81,4 +93,5 @@ def decode_body[T](request: web.Request, body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"the request's body is not as it should be: {error}", kind="invalid-message") from None
+        reason = str(error)[:300]  # it may quote the name of a field
+        raise InvalidInput(f"the request's body is not as it should be: {reason}", kind="invalid-message") from None

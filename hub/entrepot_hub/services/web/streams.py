@@ -1,4 +1,5 @@
-"""``GET /v1/channels/{channel}/streams/{id}``: what the hub knows of a stream, for members who may read."""
+"""What the hub knows of a stream and what happened to it, for members who may read or provide; and how they find out
+whether they reach the bucket."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from entrepot.core.errors import Denied, NotFound
 from entrepot.core.identifiers import StreamId
 from entrepot_hub.core.ledger import Ledger
 from entrepot_hub.core.members import Channel, check_channel_name
+from entrepot_hub.services.urls import read_trial
 from entrepot_hub.services.web.channels import membership
 from entrepot_hub.services.web.context import Presence, WebContext
 from entrepot_hub.services.web.errors import json_answer
@@ -24,20 +26,43 @@ class StreamRoutes:
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``."""
-        return [web.get("/v1/channels/{channel}/streams/{stream}", self.stream)]
+        return [
+            web.get("/v1/channels/{channel}/streams/{stream}", self.stream),
+            web.get("/v1/channels/{channel}/streams/{stream}/timeline", self.timeline),
+            web.get("/v1/channels/{channel}/trial", self.trial),
+        ]
 
     async def stream(self, request: web.Request) -> web.Response:
         """Opening, holders, how much of it is in the bucket, and how many wait for it."""
+        channel = await self._channel(request)
+        return json_answer(await self._info(channel, StreamId.parse(request.match_info["stream"])))
+
+    async def timeline(self, request: web.Request) -> web.Response:
+        """What happened to the stream, and why whoever waits for it waits."""
+        channel = await self._channel(request)
+        stream = StreamId.parse(request.match_info["stream"])
+        info = await self._info(channel, stream)
+        return json_answer(await self._context.timelines.of(channel.name, stream, info))
+
+    async def trial(self, request: web.Request) -> web.Response:
+        """A signed GET of the object that marks the bucket as the hub's."""
+        channel = await self._channel(request)
+        context = self._context
+        return json_answer(await read_trial(await context.channels.channel(channel.name), context.clock()))
+
+    async def _channel(self, request: web.Request) -> Channel:
+        """The channel that is meant, for a caller who may read or provide there."""
         caller = await self._signatures.caller(request)
         name = check_channel_name(request.match_info["channel"])
-        stream = StreamId.parse(request.match_info["stream"])
         channel, member = await membership(self._context.registry, name, caller.node.public)
         if not (member.rights.may_read or member.rights.may_provide_any):
             raise Denied("your rights in this channel do not include reading", kind="no-right", channel=name)
+        return channel
+
+    async def _info(self, channel: Channel, stream: StreamId) -> StreamInfo:
         context = self._context
         now = context.clock()
-        info = await context.database.call(look_up, context.ledger, context.presence, channel, stream, now)
-        return json_answer(info)
+        return await context.database.call(look_up, context.ledger, context.presence, channel, stream, now)
 
 
 def look_up(ledger: Ledger, presence: Presence, channel: Channel, stream: StreamId, now: float) -> StreamInfo:

@@ -7,7 +7,8 @@ from entrepot.adapters.transfer.requests import (
     PutOutcome,
     SignedRequest,
     TransferSettings,
+    agent,
 )
 from entrepot.adapters.transfer.transfers import Transfers
 
-__all__ = ["CancelToken", "Moved", "PutOutcome", "SignedRequest", "TransferSettings", "Transfers", "is_direct"]
+__all__ = ["CancelToken", "Moved", "PutOutcome", "SignedRequest", "TransferSettings", "Transfers", "agent", "is_direct"]

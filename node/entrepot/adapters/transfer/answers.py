@@ -59,7 +59,7 @@ def network_errors(host: str, token: CancelToken, *, stale: bool = False) -> Ite
         if token.is_set():
             raise cancelled() from error
         if isinstance(error, http.client.InvalidURL | UnicodeError):
-            raise InvalidInput(f"not a usable URL or header: {error}") from error
+            raise InvalidInput(f"not a usable URL or header: {str(error)[:200]}") from error
         if isinstance(error, ssl.SSLCertVerificationError):
             raise RetryLater(
                 f"the bucket at {host} shows a certificate that is not trusted: {error.verify_message}",
@@ -75,10 +75,10 @@ def network_errors(host: str, token: CancelToken, *, stale: bool = False) -> Ite
 
 
 def describe(error: BaseException) -> str:
-    """A short reason."""
+    """A short reason: what a library says may repeat all that the bucket sent."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return str(error)[:200] or type(error).__name__
 
 
 def refusal(host: str, response: http.client.HTTPResponse, body: bytes) -> EntrepotError | Setback:

@@ -57,8 +57,10 @@ class Download:
         """The partition of the stream."""
         return Geometry(self.opening.length, self.lock)
 
-    def corrupt(self, error: Corrupt, miniblock: int | None) -> Corrupt:
-        """``error`` with what a report of it needs."""
+    def corrupt(self, error: Corrupt, index: int | None) -> Corrupt:
+        """``error`` with what a report of it needs. ``index``: the miniblock within the object (None: the header);
+        reports number it within the stream."""
+        miniblock = None if index is None else self.geometry.miniblocks_of(self.number)[index]
         return Corrupt(
             error.message,
             kind="corrupt-object",

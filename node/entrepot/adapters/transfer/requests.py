@@ -7,7 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Final
 
+#: This program's version.
+VERSION: Final = version("entrepot")
 #: Told the bytes moved so far in this call, from a worker thread.
 type Moved = Callable[[int], None]
 
@@ -16,15 +20,22 @@ type Moved = Callable[[int], None]
 class SignedRequest:
     """One HTTP request that whoever has it may make: a secret, so its repr shows neither query nor headers.
 
-    ``headers`` must be sent exactly as they are: they are part of the signature.
+    ``headers`` must be sent exactly as they are: they are part of the signature. ``agent``: who asks, for the bucket's
+    access log; it is not signed.
     """
 
     method: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    agent: str = f"entrepot/{VERSION}"
 
     def __repr__(self) -> str:
         return f"SignedRequest({self.method} {self.url.partition('?')[0]})"
+
+
+def agent(transfer: str | None) -> str:
+    """How this program names itself to a bucket, with the transfer (16 hexadecimal digits) that a request serves."""
+    return f"entrepot/{VERSION} (transfer={transfer})" if transfer else f"entrepot/{VERSION}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

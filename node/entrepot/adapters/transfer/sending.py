@@ -112,7 +112,7 @@ def begin(connection: Connection, request: SignedRequest, extra: dict[str, str])
     http_connection, target = connection.http, connection.target
     named = {name.lower() for name in request.headers}
     http_connection.putrequest(request.method, target.line, skip_host="host" in named, skip_accept_encoding=True)
-    ours = {"Accept-Encoding": "identity", "User-Agent": "entrepot"} | extra
+    ours = {"Accept-Encoding": "identity", "User-Agent": request.agent} | extra
     if not target.secure:
         ours |= proxy_headers(target.proxy)
     for name, value in request.headers.items():

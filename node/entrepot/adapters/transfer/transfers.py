@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
+from entrepot.adapters.metrics import Direction, Metrics, Stopwatch
 from entrepot.adapters.store.fetch import Fetch
 from entrepot.adapters.store.records import ObjectSource
 from entrepot.adapters.transfer.answers import Setback
@@ -24,7 +25,8 @@ from entrepot.adapters.transfer.requests import (
     TransferSettings,
 )
 from entrepot.adapters.transfer.sending import put
-from entrepot.core.errors import Corrupt, Internal, InvalidInput, RetryLater
+from entrepot.adapters.transfer.trial import reach
+from entrepot.core.errors import Corrupt, EntrepotError, Internal, InvalidInput, RetryLater
 from entrepot.core.format import Header
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
@@ -44,10 +46,11 @@ class Transfers:
     Errors: ``no-such-object`` (404, or a tombstone), ``expired`` / ``denied`` (400, 401, 403), ``changed`` (412),
     ``bucket-unreachable`` after all attempts or at once where another cannot help, ``corrupt-object`` with
     ``miniblock`` and ``etag`` in its data, ``wrong-length``, ``cancelled``, ``deadline`` after the total time-out, and
-    what the store raises.
+    what the store raises. ``metrics`` is told of every object moved.
     """
 
-    def __init__(self, settings: TransferSettings | None = None) -> None:
+    def __init__(self, settings: TransferSettings | None = None, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self.settings = settings = settings if settings is not None else TransferSettings()
         if settings.slots < 1 or settings.attempts < 1 or settings.buffer < 4096:
             raise InvalidInput("slots and attempts are at least 1, the buffer 4 KiB", kind="invalid-setting")
@@ -106,7 +109,7 @@ class Transfers:
                 attempt=attempts,
             )
 
-        return await self._attempts(work, cancel)
+        return await self._told("up", work, cancel, lambda _: source.size, lambda outcome: outcome.exists)
 
     async def get_object(
         self,
@@ -138,7 +141,7 @@ class Transfers:
             )
             return download.moved
 
-        return await self._attempts(work, cancel)
+        return await self._told("down", work, cancel, lambda _: download.moved)
 
     async def get_range(
         self,
@@ -173,13 +176,19 @@ class Transfers:
                 fresh=fresh,
             )
 
-        header, data = await self._attempts(work, cancel)
+        header, data = await self._told("down", work, cancel, lambda found: 0 if found is None else len(found[1]))
         if header.length <= _LARGEST_KEPT_HEADER:
             self._headers[key] = header
             self._headers.move_to_end(key)
             while len(self._headers) > _HEADERS_KEPT:
                 self._headers.popitem(last=False)
         return data
+
+    async def reach(self, request: SignedRequest) -> int:
+        """Tries whether a bucket is reached: the bytes that a small GET brought, which are thrown away."""
+        return await self._attempts(
+            "down", lambda token, fresh: reach(self._connections, request, token=token, fresh=fresh), None
+        )
 
     def _buffer(self, size: int) -> memoryview:
         """This thread's buffer, at least ``size`` bytes; very large ones are not kept."""
@@ -190,12 +199,43 @@ class Transfers:
                 self._buffers.view = found
         return found
 
-    async def _attempts[R](self, work: Callable[[CancelToken, bool], R], cancel: CancelToken | None) -> R:
+    async def _told[R](
+        self,
+        direction: Direction,
+        work: Callable[[CancelToken, bool], R],
+        cancel: CancelToken | None,
+        size: Callable[[R | None], int],
+        exists: Callable[[R], bool] = lambda _: False,
+    ) -> R:
+        """:meth:`_attempts`, told to the metrics. The time counts from the first attempt's begin."""
+        watch: Stopwatch | None = None
+
+        def timed(token: CancelToken, fresh: bool) -> R:
+            nonlocal watch
+            watch = watch or Stopwatch()
+            return work(token, fresh)
+
+        outcome, found = "cancelled", None
+        try:
+            found = await self._attempts(direction, timed, cancel)
+            outcome = "exists" if exists(found) else "ok"
+            return found
+        except EntrepotError as error:
+            outcome = error.kind
+            raise
+        finally:
+            self._metrics.moved(direction, outcome, size(found), 0.0 if watch is None else watch.seconds)
+
+    async def _attempts[R](
+        self, direction: Direction, work: Callable[[CancelToken, bool], R], cancel: CancelToken | None
+    ) -> R:
         """Runs ``work(token, fresh)`` until it succeeds, fails for good, or was tried often enough."""
         settings, tried, corrupt, stale = self.settings, 0, 0, 0
         while True:
             pause = 0.0
             try:
+                if stale or tried or corrupt:
+                    self._metrics.tried_again(direction)
                 return await self._attempt(work, bool(stale or tried), cancel)
             except Corrupt as error:
                 corrupt += 1

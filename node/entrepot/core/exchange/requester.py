@@ -123,12 +123,15 @@ class Requester:
         self._known: dict[int, ObjectState] = {}
         self._known_until: dict[int, float] = {}
         self._fetching: dict[int, str | None] = {}
+        self._fetching_since: dict[int, float] = {}
         self._asked: frozenset[int] = frozenset()
         self._asked_first: tuple[int, ...] = ()
         self._asking = False
         self._ask_at: float | None = None
         self._unanswered = 0
         self._troubles: dict[int, int] = {}
+        #: Which copy (etag) of an object failed to come more than once, and when it is fetched again.
+        self._rests: dict[int, tuple[str | None, float]] = {}
         self._bads: dict[int, set[str | None]] = {}
         self._reason: EntrepotError | None = None
 
@@ -159,7 +162,8 @@ class Requester:
         elif any(state.state in {"ready", "uploading"} for state in reply.objects):
             self._reason = None
         again = min(max(reply.again_in / 1000, 0.05), self._settings.again_most)
-        self._ask_at = now + again
+        rests = (at for _, at in self._rests.values() if at > now)
+        self._ask_at = min((now + again, *rests))
         effects = self._learn(reply.opening, now)
         if self.ended or self._todo is None:
             return effects
@@ -174,6 +178,12 @@ class Requester:
             return []
         self._asking = False
         self._unanswered += 1
+        if error.kind == "deadline":
+            error = RetryLater(
+                "the hub does not answer",
+                kind="hub-unreachable",
+                hint="It is down, or cut off from its message bus: try again later, it goes on where it was.",
+            )
         return self._refused(error, now)
 
     def heard(self, state: State, now: float) -> list[Effect]:
@@ -197,8 +207,10 @@ class Requester:
         if self.ended or self._todo is None:
             return []
         self._fetching.pop(number, None)
+        self._fetching_since.pop(number, None)
         self._known.pop(number, None)
         self._troubles.pop(number, None)
+        self._rests.pop(number, None)
         self._todo = without(self._todo, number)
         self._deadline = max(self._deadline, now + self._patience)
         told: list[Effect] = [Tell("got", Got(lock=self._lock, stream=self.stream.raw, numbers=(number,)))]
@@ -210,9 +222,10 @@ class Requester:
         if self.ended:
             return []
         etag = self._fetching.pop(number, None)
+        self._fetching_since.pop(number, None)
         self._known.pop(number, None)
         troubles = self._troubles[number] = self._troubles.get(number, 0) + 1
-        pause = 0.0 if troubles == 1 else min(0.1 * 2.0**troubles, 5.0)
+        pause = 0.0 if troubles == 1 else min(0.1 * 2.0 ** min(troubles, 6), 5.0)
         effects: list[Effect] = []
         match error:
             case Corrupt():
@@ -245,7 +258,10 @@ class Requester:
             case _:
                 return self._fail(error)
         self._ask_soon(now + pause)
-        self._asked -= {number}
+        if pause:
+            self._rests[number] = (etag, now + pause)
+        else:
+            self._asked -= {number}
         return effects + self._step(now, ask=pause == 0.0)
 
     def tick(self, now: float) -> list[Effect]:
@@ -253,7 +269,7 @@ class Requester:
         if self.ended:
             return []
         if now >= self._deadline:
-            return self._fail(self._late())
+            return self._fail(self._late(now))
         if self._ask_at is not None and now >= self._ask_at and not self._asking:
             return self._ask(now)
         return []
@@ -331,11 +347,15 @@ class Requester:
             state = self._known.get(number)
             if state is None or state.state != "ready" or state.get is None or number in self._fetching:
                 continue
+            etag, rest_until = self._rests.get(number, (None, now))
+            if now < rest_until and etag == state.etag:
+                continue  # or what fails at once would be asked for and fetched without a pause
             if now >= self._known_until.get(number, now):
                 del self._known[number]
                 self._asked -= {number}
                 continue
             self._fetching[number] = state.etag
+            self._fetching_since[number] = now
             effects.append(Fetch(number, state.get, state.etag))
         window = self._window()
         # With nothing to do but wait, the hub is to know which object is waited for, not which it was.
@@ -375,12 +395,23 @@ class Requester:
         if self._reason is None or self._unanswered >= SILENCE:
             self._reason = error  # a single lost answer does not hide what the hub said before
         self._asked = frozenset()
-        self._ask_at = now + min(0.25 * 2.0 ** min(self._unanswered, 6), 5.0)
+        pause = min(0.25 * 2.0 ** min(self._unanswered, 6), 5.0)
+        after = error.data.get("retry_after")  # the hub's word, as far as a want may wait at all
+        if isinstance(after, int | float) and after > pause:
+            pause = min(after, self._settings.again_most)
+        self._ask_at = now + pause
         return []
 
-    def _late(self) -> EntrepotError:
+    def _late(self, now: float) -> EntrepotError:
         if self._reason is not None:
             return self._reason
+        if any(now - since >= self._patience / 2 for since in self._fetching_since.values()):
+            return RetryLater(
+                f"nothing came from the bucket for {self._patience:g} s",
+                kind="bucket-unreachable",
+                hint="What is wanted lies there: look at the way from this machine to the bucket, then try again.",
+                seconds=self._patience,
+            )
         return RetryLater(
             f"nothing arrived for {self._patience:g} s",
             kind="deadline",

@@ -13,8 +13,10 @@ class ExchangeSettings:
     want_deadline: float = 60.0
     #: A lease ends after so long without enough growing bytes.
     lease: float = 10.0
-    #: How long a signed PUT URL can be used.
+    #: How long a signed PUT URL can be used at most; see :meth:`put_life`.
     put_url: float = 900.0
+    #: What an upload may take besides the time that its bytes need at ``floor_rate``.
+    put_slack: float = 60.0
     #: How long a signed GET URL can be used.
     get_url: float = 600.0
     #: An object that a reader was told about is not evicted for so long; every want for it begins that anew. Shorter
@@ -30,6 +32,8 @@ class ExchangeSettings:
     slots: int = 4
     #: Grants that a provider keeps waiting for a slot before it calls itself busy.
     queue: int = 8
+    #: Objects that one node is granted at once, whatever its sessions say, so that claimed ones gain it nothing.
+    uploads: int = 64
     #: How long the hub gathers offers before it chooses.
     offer_window: float = 0.010
     #: An offer is good for so long; it is asked for again after ``offer_refresh``.
@@ -54,3 +58,8 @@ class ExchangeSettings:
     #: First and longest time after which a requester asks again.
     again: float = 1.0
     again_most: float = 60.0
+
+    def put_life(self, length: int) -> float:
+        """For how many seconds the PUT URL of an object of ``length`` bytes can be used: as long as the slowest upload
+        that keeps its lease. What a URL could still do after that serves only who replays it."""
+        return min(self.put_url, self.put_slack + length / self.floor_rate)
