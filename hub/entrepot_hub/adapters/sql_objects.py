@@ -70,7 +70,7 @@ _STALE: Final = (
             sa.and_(_o.status == ObjectStatus.TOMBSTONE.value, ~_MAY_LAND),
             sa.and_(
                 _o.status == ObjectStatus.RESERVED.value,
-                ~_MAY_LAND,
+                sa.or_(_o.tombstone, ~_MAY_LAND),
                 ~sa.exists().where(_g.object_id == _o.id, LIVE_NOW),
             ),
         ),

@@ -363,7 +363,8 @@ class Ledger(Protocol):
         ``tombstone`` counts as nothing there.
 
         With ``found=None``: READY → RESERVED if :func:`may_land`, else ABSENT; RESERVED without live grant → ABSENT
-        (released) unless it may land; RESERVED with a live grant stays. Returns the new view."""
+        (released) unless it may land; RESERVED with a live grant stays. A tombstone that was seen where there is one
+        keeps everything from landing: RESERVED without live grant → TOMBSTONE. Returns the new view."""
 
     def adopt(self, ref: ObjectRef, found: Found, opening: Opening, now: float) -> ObjectView | None:
         """An object that nobody here knows was found in the bucket and proved by its header: it is READY from now on,
@@ -381,7 +382,8 @@ class Ledger(Protocol):
 
     def stale(self, now: float, grace: float, limit: int = 100, channel: str | None = None) -> list[ObjectRecord]:
         """What wants looking after, in one channel or (None) in all: RESERVED without live grant that can no longer
-        land (or was never accepted), EVICTING ones, tombstones that can go. Nothing where the channel is unknown."""
+        land (or was never accepted, or lies over a tombstone), EVICTING ones, tombstones that can go. Nothing where the
+        channel is unknown."""
 
     def evict_begin(
         self,

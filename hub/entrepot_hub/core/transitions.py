@@ -183,7 +183,7 @@ def settled(
     if status is ObjectStatus.EVICTING:
         return Settlement(record)
     if found is None or (found.length == 0 and record.tombstone):
-        return Settlement(_missed(record, grants, now, grace))
+        return Settlement(_missed(record, grants, now, grace, held=found is not None))
     if status is ObjectStatus.READY and record.etag == found.etag:
         return Settlement(record)
     able = matching(found, grants, now, grace)
@@ -239,8 +239,11 @@ def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> Object
     )
 
 
-def _missed(record: ObjectRecord, grants: Iterable[GrantRecord], now: float, grace: float) -> ObjectRecord:
-    lands = may_land(record, now, grace)
+def _missed(
+    record: ObjectRecord, grants: Iterable[GrantRecord], now: float, grace: float, *, held: bool
+) -> ObjectRecord:
+    """``held``: a tombstone was seen at the key, so that nothing can land there."""
+    lands = may_land(record, now, grace) and not held
     if record.status is ObjectStatus.READY:
         size = record.size
         gone = absent(record)
@@ -256,7 +259,7 @@ def restless(record: ObjectRecord, live: bool, now: float, grace: float) -> bool
         case ObjectStatus.EVICTING:
             return True
         case ObjectStatus.RESERVED:
-            return not live and not may_land(record, now, grace)
+            return not live and (record.tombstone or not may_land(record, now, grace))
         case ObjectStatus.TOMBSTONE:
             return not may_land(record, now, grace)
         case _:

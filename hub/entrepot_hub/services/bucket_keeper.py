@@ -105,8 +105,8 @@ class BucketKeeper:
             view = await self._database.call(self._ledger.view, ref)
             if not view.record.tombstone:
                 return  # cleared meanwhile: what lies there now may be the new grant's
-            await self._clear(channel, key)
-            await self._database.call(self._ledger.clear_tombstone, ref, self._clock())
+            if await self._clear(channel, key, view):
+                await self._database.call(self._ledger.clear_tombstone, ref, self._clock())
 
     async def finish(self, record: ObjectRecord) -> ObjectView:
         """Bring an object that :meth:`Ledger.stale` named to rest."""
@@ -247,6 +247,9 @@ class BucketKeeper:
             except Conflict:
                 head = await channel.bucket.head(key)
                 etag = None if head is None else head.etag
+                view = await self._database.call(self._ledger.view, record.ref)
+                if view.record.status is not ObjectStatus.EVICTING:
+                    return  # another hub saw it off, and what lies there now may be a new grant's
                 # Something else took its place: nothing of that was granted to stay.
                 tombstone = tombstone or (head is not None and head.length > 0)
                 continue
@@ -256,14 +259,23 @@ class BucketKeeper:
             return
         raise _restless(key)
 
-    async def _clear(self, channel: OpenChannel, key: str) -> None:
+    async def _clear(self, channel: OpenChannel, key: str, before: ObjectView) -> bool:
+        """Whether the key holds nothing now; False: another hub went on with the object since ``before``, so that what
+        lies there may be a new grant's. The ledger is asked after the bucket: nothing new lands before it knows."""
         for _ in range(_LOOKS):
             head = await channel.bucket.head(key)
+            now = await self._database.call(self._ledger.view, before.record.ref)
+            if now.record != before.record or _grant_of(now) != _grant_of(before):
+                return False
             if head is None:
-                return
+                return True
             with suppress(Conflict):  # it changed under our hands
                 await channel.bucket.delete(key, head.etag)
         raise _restless(key)
+
+
+def _grant_of(view: ObjectView) -> bytes | None:
+    return None if view.grant is None else view.grant.grant
 
 
 def _made_ready(record: ObjectRecord, now: float) -> bool:

@@ -6,8 +6,10 @@ believed only as far as the bucket, a header or an opening proves it. The arbite
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, RetryLater
 from entrepot.core.format import decode_header, header_length
@@ -71,6 +73,8 @@ _TOLD = 200
 _LOOK_PAUSE, _LOOKS = 1.0, 10.0
 #: Objects and nodes of which that is remembered.
 _LOOKED = 10_000
+#: Cancels that are remembered, for wants that they overtake: messages of one node are in work side by side.
+_STOPPED = 10_000
 
 
 class Looks:
@@ -124,6 +128,8 @@ class Exchange:
         self._news: dict[ObjectRef, float] = {}
         self._wanted: dict[tuple[str, str], dict[bytes, float]] = {}
         self._note = arbiter.note
+        self._turns = count()
+        self._stopped: OrderedDict[tuple[str, bytes, str], int] = OrderedDict()  # when, in turns, a node wanted no more
         self._looks = Looks()
         self._settling: set[bytes] = set()
 
@@ -137,7 +143,7 @@ class Exchange:
     async def want(self, channel: OpenChannel, member: Member, message: Want) -> WantReply:
         """Keep the want, say how its objects stand, and have what is missing sought."""
         self._check_lock(channel, message.lock)
-        stream, now = StreamId(message.stream), self._clock()
+        stream, now, turn = StreamId(message.stream), self._clock(), next(self._turns)
         if not member.rights.may_request(stream.kind):
             return await self._read_only(channel, member, message)
         order = WantOrder(
@@ -169,6 +175,8 @@ class Exchange:
         members = await self._channels.size(channel.name)
         effects = self._rounds.wanted(order, channel.lock, view.opening, view.objects, holders, members, now)
         self._spawn(self._arbiter.perform(effects))
+        if self._stopped.get((order.channel, order.stream, order.node), -1) > turn:
+            await self._unwant(order.channel, order.stream, order.node)  # a cancel overtook it here
         reason = self._rounds.reason(channel.name, message.stream, now, order.node)
         states, over = await self._readable(channel, order.node, view.objects)
         unmet = any(state.state != "ready" for state in states) or view.opening is None
@@ -209,6 +217,11 @@ class Exchange:
         """The node no longer wants the stream."""
         self._check_lock(channel, message.lock)
         self._happened(EventKind.STOPPED, channel, member, message.stream)
+        key = channel.name, message.stream, member.node.public
+        self._stopped[key] = next(self._turns)
+        self._stopped.move_to_end(key)
+        while len(self._stopped) > _STOPPED:
+            self._stopped.popitem(last=False)
         await self._unwant(channel.name, message.stream, member.node.public)
         return Ack()
 

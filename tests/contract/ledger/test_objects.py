@@ -21,7 +21,7 @@ from tests.contract.ledger.exchange import (
     uploading,
 )
 
-from entrepot_hub.core.ledger import GrantStatus, Ledger, ObjectStatus, Usage
+from entrepot_hub.core.ledger import Found, GrantStatus, Ledger, ObjectStatus, Usage
 
 
 def test_nothing_is_known_of_a_new_object(ledger: Ledger) -> None:
@@ -244,6 +244,28 @@ def test_a_tombstone_outlives_a_failed_successor(ledger: Ledger) -> None:
     ledger.clear_tombstone(ref(), 1001.0)
     ledger.clear_tombstone(ref(), 1001.0)
     assert status(ledger, ref()) is ObjectStatus.ABSENT
+
+
+def test_a_successor_that_never_accepted_gives_its_bytes_back(ledger: Ledger) -> None:
+    """While a tombstone holds the key nothing can land there: a reservation over it that nobody serves is looked after
+    at once, and the look that sees the tombstone releases it. One that is served stays, and so does one whose tombstone
+    is gone."""
+    uploading(ledger, ref())
+    ledger.settle(ref(), found(), 11.0, GRACE)
+    ledger.condemn(ref(), None, 11.0)
+    ledger.evict_end(ref(), True, 11.0)
+    grant = granted(ledger, ref(), 12.0)
+    tombstone = Found(0, "e0", None)
+    assert ledger.stale(13.0, GRACE) == []
+    ledger.settle(ref(), tombstone, 13.0, GRACE)
+    assert status(ledger, ref()) is ObjectStatus.RESERVED
+    ledger.end_grant(grant.grant, GrantStatus.LAPSED, None, 22.0)
+    assert [record.ref for record in ledger.stale(23.0, GRACE)] == [ref()]
+    ledger.settle(ref(), None, 23.0, GRACE)
+    assert (status(ledger, ref()), charged(ledger)) == (ObjectStatus.RESERVED, 100)
+    ledger.settle(ref(), tombstone, 24.0, GRACE)
+    assert (status(ledger, ref()), charged(ledger)) == (ObjectStatus.TOMBSTONE, 0)
+    assert ledger.stale(25.0, GRACE) == []
 
 
 def test_stale_lists_what_wants_looking_after(ledger: Ledger) -> None:

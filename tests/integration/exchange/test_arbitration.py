@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import pytest
 from tests.servers.grid import Content, Grid, Peer, running_grid, send, until
 
 from entrepot.core import subjects
-from entrepot.core.errors import Conflict
+from entrepot.core.errors import Conflict, EntrepotError
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
@@ -540,3 +543,33 @@ async def test_objects_of_one_stream_fall_to_different_holders(tmp_path: Path) -
             await holder.offer(content, await holder.sought(content), slots=64)
         await until(lambda: len({g.number for h in holders for g in h.grants}) == 64)
         assert min(len({g.number for g in holder.grants}) for holder in holders) >= 4
+
+
+async def test_a_cancel_that_overtakes_its_want_ends_it(
+    grid: Grid, lock: SchemaLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages of one node are in work side by side; a want that was said before the cancel is none afterwards, and one
+    that is said later counts."""
+    assert grid.hub is not None
+    reader, content = await grid.peer("reader"), Content(b"x" * 1000, lock)
+    exchange = grid.hub._exchange
+    metering, held, released = exchange._arbiter.metering, asyncio.Event(), asyncio.Event()
+    may_read = metering.may_read
+
+    async def slow(channel: str, node: str | None = None) -> EntrepotError | None:
+        if not held.is_set():
+            held.set()
+            await released.wait()
+        return await may_read(channel, node)
+
+    monkeypatch.setattr(metering, "may_read", slow)
+    wanting = asyncio.create_task(reader.want(content))
+    async with asyncio.timeout(20):
+        await held.wait()
+        assert (await reader.ask("demo", "cancel", Cancel(lock=lock.id, stream=content.stream.raw), Ack)).error is None
+        released.set()
+        await wanting
+    wants = partial(grid.hub._database.call, exchange._ledger.wants, "demo", content.stream.raw, time.time())
+    assert await wants() == []
+    await reader.want(content)
+    assert len(await wants()) == 1
