@@ -25,7 +25,7 @@ from tests.servers.relay import noted, until
 pytestmark = [pytest.mark.blocking, pytest.mark.slow, pytest.mark.timeout(400)]
 
 type Report = Callable[..., None]
-type Point = Literal["before the want", "in the upload", "in the download", "near the end"]
+type Point = Literal["before the want", "in an upload", "in a download", "at the last object"]
 
 SIZE = 6 * MIB
 #: Bytes/s of the line of whom the point is about: so that a transfer has a middle.
@@ -51,7 +51,7 @@ PARTIES = ("reader", "holder", "hub", "bus", "bucket")
 #: Seconds without a byte after which a get gives up, where a link stays broken; and by when it must have ended.
 PATIENCE = 15
 LIMIT = 45.0
-POINTS: tuple[Point, ...] = ("before the want", "in the upload", "in the download", "near the end")
+POINTS: tuple[Point, ...] = ("before the want", "in an upload", "in a download", "at the last object")
 
 
 class Ground:
@@ -97,8 +97,8 @@ class Transfer:
         network, size = self.ground.network, self.size
         if self.point == "before the want":
             return
-        line, side = ("reader", 0) if self.point == "in the download" else ("holder", 1)
-        share = 0.8 if self.point == "near the end" else 0.3
+        line, side = ("reader", 0) if self.point == "in a download" else ("holder", 1)
+        share = 0.8 if self.point == "at the last object" else 0.3
         network.slow(line, RATE)
         before = network.passed(line)[side]
         self.start(*words)
@@ -177,7 +177,7 @@ def broken(
     transfer.ended().fine()
     took = elapsed(mended)
     transfer.complete()
-    outcome = "complete" if waiting else "complete, before it was mended"
+    outcome = "completed" if waiting else "complete, before it was mended"
     noted(f"{fault}, {point}", took)
     report("faults", fault=fault, point=point, outcome=outcome, seconds=round(took, 1))
     report("recoveries", fault=fault, point=point, seconds=round(took, 1))
@@ -212,7 +212,7 @@ def between(link: tuple[str, str]) -> str:
 
 def busiest(link: tuple[str, str]) -> Point:
     """The point at which a link has most to do."""
-    return "in the download" if "reader" in link else "in the upload"
+    return "in a download" if "reader" in link else "in an upload"
 
 
 # ---- the ordinary run
@@ -220,7 +220,7 @@ def busiest(link: tuple[str, str]) -> Point:
 
 @pytest.mark.parametrize(
     ("link", "point"),
-    [(("holder", "bucket"), "in the upload"), (("hub", "bus"), "in the download")],
+    [(("holder", "bucket"), "in an upload"), (("hub", "bus"), "in a download")],
     ids=lambda value: between(value) if isinstance(value, tuple) else value,
 )
 def test_a_link_that_swallows_everything(ground: Ground, report: Report, link: tuple[str, str], point: Point) -> None:
@@ -233,7 +233,7 @@ def test_a_link_that_passes_one_way_only(ground: Ground, report: Report) -> None
     broken(
         ground,
         report,
-        "in the download",
+        "in a download",
         "bucket→reader cut, silent",
         lambda: ground.network.cut_towards("bucket", "reader"),
         seconds=3,
@@ -245,7 +245,7 @@ def test_a_link_that_refuses(ground: Ground, report: Report) -> None:
     broken(
         ground,
         report,
-        "in the upload",
+        "in an upload",
         "hub–bucket cut, refused",
         lambda: ground.network.cut("hub", "bucket", "refused"),
         seconds=3,
@@ -257,7 +257,7 @@ def test_a_link_that_stutters(ground: Ground, report: Report) -> None:
     broken(
         ground,
         report,
-        "in the upload",
+        "in an upload",
         "reader–bus stuttering",
         lambda: stutter(ground, "reader", "bus", 3),
         seconds=0,
@@ -313,7 +313,7 @@ def stays_broken(
     ended = transfer.ended()
     took = elapsed(began)
     kind = None if ended.code == 0 else ended.error["kind"]
-    told = "complete" if kind is None else kind
+    told = "completed" if kind is None else kind
     noted(f"{between(link)} stays cut, {how}, {point}: {told}", took)
     assert kind in REASONS[link][point != "before the want"].kinds, ended
     # A connection to be made takes 10 s to fail, then no verified byte for as long as it has patience.
@@ -372,7 +372,7 @@ def test_every_link_that_stutters(ground: Ground, report: Report, link: tuple[st
 @pytest.mark.parametrize("name", PARTIES)
 def test_every_party_that_is_unplugged(ground: Ground, report: Report, name: str) -> None:
     """Each party loses all others at once."""
-    point: Point = "in the download" if name == "reader" else "in the upload"
+    point: Point = "in a download" if name == "reader" else "in an upload"
     broken(ground, report, point, f"{name} unplugged", lambda: pulled(ground, name))
 
 
@@ -380,7 +380,7 @@ def test_every_party_that_is_unplugged(ground: Ground, report: Report, name: str
 @pytest.mark.parametrize("name", PARTIES)
 def test_every_line_that_crawls(ground: Ground, report: Report, name: str) -> None:
     """Each party's line passes 32 KiB/s for a while."""
-    point: Point = "in the download" if name == "reader" else "in the upload"
+    point: Point = "in a download" if name == "reader" else "in an upload"
     broken(ground, report, point, f"{name}'s line at 32 KiB/s", lambda: crawl(ground, name, 32 * KIB), seconds=0)
 
 
@@ -398,7 +398,7 @@ def test_every_line_that_is_narrow(ground: Ground, report: Report, name: str, to
                     ground.network.hush(other)
 
     fault = f"{name}'s packets at most 600 bytes, {'told' if told else 'untold'}"
-    point: Point = "in the download" if name == "reader" else "in the upload"
+    point: Point = "in a download" if name == "reader" else "in an upload"
     broken(ground, report, point, fault, narrow)
 
 

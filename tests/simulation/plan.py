@@ -350,7 +350,7 @@ def _faults(
                     down = random.choice((0.05, 0.5, 2.0, 5.0))
                     faults.append(Crash(random.choice(machines), start, call, random.random() < 0.5, down))
                 case "stall":
-                    faults.append(Stall(random.choice(machines), start, random.uniform(0.1, 1.5)))
+                    faults.append(Stall(random.choice(machines), start, random.uniform(0.1, 0.8)))
                 case "storm":
                     faults.append(Storm(start, stop, random.choice((0.2, 0.6, 1.0))))
                 case "lost":
@@ -358,7 +358,7 @@ def _faults(
                 case "late":
                     faults.append(LatePuts(start, stop, random.choice((0.3, 1.0)), random.uniform(0.1, 2.5)))
                 case "calls":
-                    faults.append(SlowCalls(start, stop, random.choice((0.1, 0.3)), random.choice((0.5, 1.5))))
+                    faults.append(SlowCalls(start, stop, random.choice((0.1, 0.3)), random.choice((0.5, 1.0))))
                 case "busy":
                     faults.append(BusyDatabase(start, stop, random.choice((0.05, 0.2)), random.random() < 0.5))
                 case "skew":

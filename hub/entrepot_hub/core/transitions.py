@@ -240,10 +240,18 @@ def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> Object
 
 
 def _missed(
-    record: ObjectRecord, grants: Iterable[GrantRecord], now: float, grace: float, *, held: bool
+    record: ObjectRecord, grants: Sequence[GrantRecord], now: float, grace: float, *, held: bool
 ) -> ObjectRecord:
-    """``held``: a tombstone was seen at the key, so that nothing can land there."""
-    lands = may_land(record, now, grace) and not held
+    """``held``: a tombstone was seen at the key. Nothing can land there while it is there: as long as nobody was
+    granted the object since and accepted, who may be clearing it away just now."""
+    clearing = any(
+        grant.status in _ENDS
+        and grant.reason != BAD_OBJECT  # that one was done once
+        and grant.accepted_at > 0
+        and now <= grant.put_until + grace
+        for grant in grants
+    )
+    lands = may_land(record, now, grace) and (clearing or not held)
     if record.status is ObjectStatus.READY:
         size = record.size
         gone = absent(record)

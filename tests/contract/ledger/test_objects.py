@@ -268,6 +268,23 @@ def test_a_successor_that_never_accepted_gives_its_bytes_back(ledger: Ledger) ->
     assert ledger.stale(25.0, GRACE) == []
 
 
+def test_a_tombstone_that_may_be_on_its_way_out_holds_nothing(ledger: Ledger) -> None:
+    """Once a successor has accepted, its tombstone is being cleared away: that it is still seen releases nothing until
+    that successor's URL is over."""
+    uploading(ledger, ref())
+    ledger.settle(ref(), found(), 11.0, GRACE)
+    ledger.condemn(ref(), None, 11.0)
+    ledger.evict_end(ref(), True, 11.0)
+    grant = granted(ledger, ref(), 12.0)
+    ledger.accept(grant.grant, "A", DIGEST, 22.0, 300.0, 13.0)
+    ledger.end_grant(grant.grant, GrantStatus.LAPSED, None, 23.0)
+    tombstone = Found(0, "e0", None)
+    ledger.settle(ref(), tombstone, 24.0, GRACE)
+    assert (status(ledger, ref()), charged(ledger)) == (ObjectStatus.RESERVED, 100)
+    ledger.settle(ref(), tombstone, 901.0 + GRACE, GRACE)
+    assert (status(ledger, ref()), charged(ledger)) == (ObjectStatus.TOMBSTONE, 0)
+
+
 def test_stale_lists_what_wants_looking_after(ledger: Ledger) -> None:
     """Dead reservations, leaving objects and old tombstones; nothing that is alive or could still land."""
     ended = [uploading(ledger, ref(0)), granted(ledger, ref(1))]

@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -569,7 +568,7 @@ async def test_a_cancel_that_overtakes_its_want_ends_it(
         assert (await reader.ask("demo", "cancel", Cancel(lock=lock.id, stream=content.stream.raw), Ack)).error is None
         released.set()
         await wanting
-    wants = partial(grid.hub._database.call, exchange._ledger.wants, "demo", content.stream.raw, time.time())
-    assert await wants() == []
+    call, ledger = grid.hub._database.call, exchange._ledger
+    assert await call(ledger.wants, "demo", content.stream.raw, time.time()) == []
     await reader.want(content)
-    assert len(await wants()) == 1
+    assert len(await call(ledger.wants, "demo", content.stream.raw, time.time())) == 1
