@@ -8,11 +8,13 @@ out of order heals.
 Events: the servers publish each connect and disconnect of the account. ``client.user`` in them is the node's
 key and ``client.name`` the name that the session gave its connection (tried with nats-server 2.15). A planned
 reconnect shows as a disconnect and a connect of the same session; both are delivered, in the order of the
-server.
+server. What events did not tell, a look at the servers' connections does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,12 +25,16 @@ from entrepot.adapters.bus import Bus, Message, Subscription
 from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot.core.nkeys import KeyKind, decode_public
 from entrepot.core.subjects import check_node, parse_connection_name
+from entrepot.core.subjects import inbox as inbox_of
 from entrepot_hub.core.nats_identity import NatsIdentity
 
 UPDATE: Final = "$SYS.REQ.CLAIMS.UPDATE"
 _EVENTS: Final = {"CONNECT": True, "DISCONNECT": False}
 _PENDING: Final = 65536  # events: all nodes of a server may come back at once
 _CONFIRMED: Final = 200
+_PAGE: Final = 200  # connections that a server tells of at once: of each some 2 KB
+_MOST_PAGES: Final = 1000
+_TURN: Final = 1.0  # seconds in which servers answer who is connected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,22 @@ class _Event(msgspec.Struct, frozen=True):
     server: _Server
     client: _Client
     reason: str = ""
+
+
+class _Connection(msgspec.Struct, frozen=True):
+    cid: int
+    name: str = ""
+    authorized_user: str = ""
+
+
+class _Connections(msgspec.Struct, frozen=True):
+    total: int = 0
+    connections: tuple[_Connection, ...] = ()
+
+
+class _Page(msgspec.Struct, frozen=True):
+    server: _Server
+    data: _Connections | None = None
 
 
 class _Outcome(msgspec.Struct, frozen=True):
@@ -155,6 +177,57 @@ class Accounts:
         # One subscription for both: two would lose the order between them.
         return await self._bus.subscribe(f"$SYS.ACCOUNT.{account}.*", handle, pending=_PENDING)
 
+    async def connections(self) -> list[ConnectionEvent]:
+        """The connections of nodes that there are, each as the event of its beginning. One that ends meanwhile may
+        hide another, and a server that does not answer within a second tells of none.
+
+        Raises RetryLater when no server answers.
+        """
+        found: list[ConnectionEvent] = []
+        for first in await self._first_pages():
+            page, offset = first, 0
+            for _ in range(_MOST_PAGES):
+                told = page.data or _Connections()
+                found += [
+                    self._connection(_Event(page.server, _Client(each.cid, each.authorized_user, each.name)), True)
+                    for each in told.connections
+                    if each.authorized_user != self._identity.hub_user.public
+                ]
+                offset += len(told.connections)
+                if not told.connections or offset >= told.total:
+                    break
+                subject = f"$SYS.REQ.SERVER.{page.server.id}.CONNZ"
+                page = _page(await self._bus.request(subject, self._question(offset), self._timeout))
+        return found
+
+    async def kick(self, connection: str) -> None:
+        """Have the server end a connection, unless it ended; the node may come back at once. Raises RetryLater when the
+        server does not answer.
+        """
+        server, _, number = connection.rpartition("/")
+        payload = msgspec.json.encode({"cid": int(number)})
+        # A request, though the answer says nothing: without a place for one the server does nothing.
+        await self._bus.request(f"$SYS.REQ.SERVER.{server}.KICK", payload, self._timeout)
+
+    async def _first_pages(self) -> list[_Page]:
+        """Of all servers that answer in time."""
+        payloads: list[bytes] = []
+        inbox = f"{inbox_of(self._identity.system_user.public)}.{secrets.token_hex(8)}"
+        answers = await self._bus.subscribe(inbox, lambda message: payloads.append(message.payload))
+        try:
+            subject = f"$SYS.REQ.ACCOUNT.{self._identity.account.public}.CONNZ"
+            await self._bus.publish(subject, self._question(0), reply=inbox)
+            await asyncio.sleep(_TURN)
+        finally:
+            await answers.unsubscribe()
+        if not payloads:
+            raise RetryLater("no NATS server tells who is connected", kind="bus-unreachable")
+        return [_page(payload) for payload in payloads]
+
+    def _question(self, offset: int) -> bytes:
+        account = self._identity.account.public
+        return msgspec.json.encode({"acc": account, "auth": True, "limit": _PAGE, "offset": offset})
+
     def _event(self, message: Message) -> ConnectionEvent | None:
         connected = _EVENTS.get(message.subject.rpartition(".")[2])
         if connected is None:
@@ -165,6 +238,10 @@ class Accounts:
             raise InvalidInput("the NATS server's event is unreadable", kind="invalid-message") from error
         if event.client.user == self._identity.hub_user.public:
             return None
+        return self._connection(event, connected)
+
+    @staticmethod
+    def _connection(event: _Event, connected: bool) -> ConnectionEvent:
         decode_public(event.client.user, KeyKind.USER)
         session, kind = parse_connection_name(event.client.name) or (None, None)
         return ConnectionEvent(
@@ -175,3 +252,10 @@ class Accounts:
             reason=event.reason[:200],
             connection=f"{event.server.id}/{event.client.id}",
         )
+
+
+def _page(payload: bytes) -> _Page:
+    try:
+        return msgspec.json.decode(payload, type=_Page)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput("the NATS server's connections are unreadable", kind="invalid-message") from error

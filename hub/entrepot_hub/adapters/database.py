@@ -36,6 +36,8 @@ _DRIVERS: Final = {
     "postgres": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+#: Where the migrations note which of them were done: it comes with the first of them.
+_VERSIONS: Final = "alembic_version"
 #: Key of the advisory lock under which one hub at a time migrates: "entrepot" as a number.
 _MIGRATION_LOCK: Final = int.from_bytes(b"entrepot")
 #: PostgreSQL: serialization failure, deadlock. The whole transaction may be run again.
@@ -90,6 +92,12 @@ class Database:
     def is_sqlite(self) -> bool:
         """Whether this is SQLite (else PostgreSQL)."""
         return self._sqlite
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; None for PostgreSQL, and for a database in memory."""
+        name = self._url.database if self._sqlite else None
+        return None if name in {None, "", ":memory:"} else Path(str(name))
 
     @property
     def waiting(self) -> int:
@@ -158,6 +166,14 @@ class Database:
         """Bring the tables up to this version of the hub; one hub at a time. A database that a newer version made
         is refused with InvalidInput (unsupported)."""
         await self.call(self.migrate_now)
+
+    def has_tables(self) -> bool:
+        """Whether a hub's tables were ever made here. Blocking. The file of an SQLite database that is not there is not
+        made by asking."""
+        if self.file is not None and not self.file.exists():
+            return False
+        with self.transaction() as connection:
+            return sa.inspect(connection).has_table(_VERSIONS)
 
     def migrate_now(self, revision: str = "head") -> None:
         """What :meth:`migrate` does, for callers without an event loop; ``base`` takes everything down."""

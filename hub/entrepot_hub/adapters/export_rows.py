@@ -182,10 +182,18 @@ def write_document(connection: Connection, document: Document, master: MasterKey
 
 def holds_nothing(connection: Connection) -> bool:
     """Whether the database knows no channel, node, bucket, setting or line of the audit log."""
-    tables = (t.channels, t.nodes, t.buckets, t.audit, t.settings)
-    return all(
-        connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() is None for table in tables
-    )
+    return _empty(connection, t.channels, t.nodes, t.buckets, t.audit, t.settings)
+
+
+def knows_nobody(connection: Connection) -> bool:
+    """Whether the database knows no channel, node or bucket, whatever a hub without any noted in it. Reads no table
+    that an older version lacks."""
+    return _empty(connection, t.channels, t.nodes, t.buckets)
+
+
+def _empty(connection: Connection, *tables: sa.Table) -> bool:
+    one = sa.select(sa.literal(1)).limit(1)
+    return all(connection.execute(one.select_from(table)).first() is None for table in tables)
 
 
 def wipe(connection: Connection) -> None:

@@ -10,19 +10,27 @@ from sqlalchemy.engine import Connection
 
 from entrepot.core.errors import Conflict, Denied, NotFound
 from entrepot.core.lock import SchemaLock
+from entrepot_hub.adapters import sql_rebuild
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.core.members import BucketRecord, Channel, Invite, Member, Node, NodeStatus, Rights
 
 #: Shortest beginning of a public key or name that may stand for the whole.
 _SHORTEST_PREFIX: Final = 4
 
-CHANNELS: Final = sa.select(
-    t.channels,
-    t.buckets.c.url,
-    t.buckets.c.prefix,
-    t.buckets.c.binds,
-    t.buckets.c.credentials,
-).join(t.buckets, t.buckets.c.id == t.channels.c.bucket_id)
+CHANNELS: Final = (
+    sa.select(
+        t.channels,
+        t.buckets.c.url,
+        t.buckets.c.prefix,
+        t.buckets.c.binds,
+        t.buckets.c.credentials,
+        t.objects.c.size.label("held"),
+        t.settings.c.value.label("rebuilding"),
+    )
+    .join(t.buckets, t.buckets.c.id == t.channels.c.bucket_id)
+    .outerjoin(t.objects, sql_rebuild.held_back(t.channels.c.id))
+    .outerjoin(t.settings, sql_rebuild.rebuilding_of(t.channels.c.name))
+)
 MEMBERS: Final = (
     sa.select(
         t.channels.c.name.label("channel"),
@@ -132,6 +140,8 @@ def to_channel(row: sa.Row[Any]) -> Channel:
         public_read=row.public_read,
         created_at=row.created_at,
         charged=row.charged,
+        held=row.held or 0,
+        held_until=sql_rebuild.held_until(row.rebuilding) if row.held else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import batched
 from typing import Any, Final
 
@@ -66,6 +66,9 @@ _SESSION_LOCKED: Final = (
     _PLACED.where(_g.node == sa.bindparam("at_node"), _g.session == sa.bindparam("at_session"), LIVE_NOW)
     .order_by(_g.id)
     .with_for_update(of=t.grants)
+)
+_UPLOADING: Final = (
+    sa.select(_g.node, _g.session).where(LIVE_NOW, _g.node.in_(sa.bindparam("nodes", expanding=True))).distinct()
 )
 #: Rows that another hub is ending just now are left to it.
 _LAPSED: Final = (
@@ -189,6 +192,14 @@ class SqlGrants(LedgerRows):
             over = [ended(_to_placed(row), GrantStatus.LAPSED, "deadline") for row in rows]
             keep_grants(connection, over)
             return over
+
+    def uploading(self, sessions: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """See ``Ledger.uploading``."""
+        found: set[tuple[str, str]] = set()
+        with self._transaction() as connection:
+            for nodes in batched(dict.fromkeys(node for node, _ in sessions), CHUNK):
+                found.update((row.node, row.session) for row in connection.execute(_UPLOADING, {"nodes": list(nodes)}))
+        return found.intersection(sessions)
 
     def shorten(self, node: str, session: str, lease_until: float, now: float) -> list[GrantRecord]:
         """See ``Ledger.shorten``."""

@@ -12,10 +12,15 @@ import sqlalchemy as sa
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.database import Database
 from entrepot_hub.adapters.ledger_rows import LIVE_NOW
+from entrepot_hub.adapters.sql_rebuild import held_back
 
 _c, _w, _o, _g, _n = t.channels.c, t.wants.c, t.objects.c, t.grants.c, t.nodes.c
 
-_CHANNELS: Final = sa.select(_c.id, _c.name, _c.quota, _c.charged).order_by(_c.name)
+_CHANNELS: Final = (
+    sa.select(_c.id, _c.name, _c.quota, _c.charged, _o.size.label("held"))
+    .select_from(t.channels.outerjoin(t.objects, held_back(_c.id)))
+    .order_by(_c.name)
+)
 #: The list of states is that of the partial index, written out as there.
 _RESERVED: Final = (
     sa.select(_o.channel_id, sa.func.sum(_o.size).label("bytes"))
@@ -59,12 +64,14 @@ _NAMES: Final = sa.select(_n.public, _n.name).where(_n.public.in_(sa.bindparam("
 
 @dataclass(frozen=True, slots=True)
 class ChannelState:
-    """A channel now. Bytes; counts of open wants and live grants."""
+    """A channel now. Bytes, of which ``held`` are the part of ``reserved`` that is held back after a rebuilding; counts
+    of open wants and live grants."""
 
     name: str
     quota: int
     stored: int
     reserved: int
+    held: int
     wants: int
     uploads: int
 
@@ -103,6 +110,7 @@ class SqlOverview:
                     quota=row.quota,
                     stored=row.charged - reserved.get(row.id, 0),
                     reserved=reserved.get(row.id, 0),
+                    held=row.held or 0,
                     wants=wants.get(row.id, 0),
                     uploads=uploads.get(row.id, 0),
                 )

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.ledger_rows import (
     Account,
@@ -154,6 +155,25 @@ class SqlRebuild(LedgerRows):
             slot.record = record
             keep_objects(connection, [slot])
         keep_account(connection, of)
+
+
+def held_back(channel: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Which of the objects is what is held back in the channel of this row id."""
+    o = t.objects.c
+    reserved = o.status == ObjectStatus.RESERVED.value
+    return sa.and_(o.channel_id == channel, o.lock == _HOLD_LOCK, o.stream == _HOLD_STREAM, o.number == 0, reserved)
+
+
+def rebuilding_of(channel: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Which of the settings tells of the rebuilding of the channel of this name."""
+    return t.settings.c.key == sa.literal(f"{_MARK}:").concat(channel)
+
+
+def held_until(rebuilding: bytes | None) -> float | None:
+    """Until when (unix seconds) bytes are held back, by the value of that setting."""
+    if rebuilding is None:
+        return None
+    return msgspec.json.decode(bytes(rebuilding), type=Rebuilding).until + ExchangeSettings().put_grace
 
 
 def _hold_ref(channel: str) -> ObjectRef:

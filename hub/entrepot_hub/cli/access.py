@@ -69,14 +69,14 @@ async def access(settings: HubSettings) -> AsyncIterator[Access]:
     from entrepot_hub.services.channels import Channels
     from entrepot_hub.services.custody import Custody
     from entrepot_hub.services.desk import Desk
-    from entrepot_hub.services.identity import database_url, load_identity, load_keys
+    from entrepot_hub.services.identity import database_url, load_identity, load_keys, ready_database
     from entrepot_hub.services.vault import Vault
 
     keys = await asyncio.to_thread(load_keys, settings)
     identity = await asyncio.to_thread(load_identity, settings, keys)
     # SQLAlchemy looks at the file system as it is set up.
     async with await asyncio.to_thread(lambda: Database(database_url(settings))) as database:
-        await database.migrate()
+        await database.call(ready_database, settings, database)
         registry, ledger = Registry(database, keys), SqlLedger(database)
         vault = Vault(keys, identity.hub_public, settings.urls[0], time.time)
         administration = Administration(

@@ -15,7 +15,7 @@ from entrepot.core.rights import shorten_rights
 from entrepot.core.units import format_size, parse_duration, parse_size, spell_duration
 from entrepot_hub.cli.access import ask
 from entrepot_hub.cli.credentials import describe_key
-from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, until, when
+from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say, until, used, when
 from entrepot_hub.cli.options import ChannelName, Folder, Json, NodeText, give_help
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
         [
             ("channel", channel.name),
             ("bucket", channel.bucket),
-            ("used", f"{format_size(channel.charged)} of {format_size(channel.quota)}"),
+            ("used", used(channel.charged, channel.quota, channel.held, channel.held_until)),
             ("pinned", format_size(pins.kept)),
             ("lock", channel.lock),
             ("miniblock", format_size(channel.miniblock)),

@@ -37,9 +37,9 @@ _PADDINGS = {3: (0, 1, 0, 1), 2: (0, 1, 0, 0), 1: (0, 0, 0, 0)}
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup. Short cells are
-    never broken, long ones only on a terminal that is too narrow for them."""
-    lines = [[str(cell) for cell in row] for row in rows]
+    """A table for people; ``empty`` is said when it has no rows. Nothing in it is taken for markup or moves the cursor.
+    Short cells are never broken, long ones only on a terminal that is too narrow for them."""
+    lines = [[one_line(str(cell)) for cell in row] for row in rows]
     if not lines:
         say(empty)
         return
@@ -175,6 +175,22 @@ def until(at: float) -> str:
     """How long until then: ``in 7 days``, ``over``."""
     left = at - time.time()
     return f"in {spell_duration(left)}" if left > 0 else "over"
+
+
+def used(charged: int, quota: int, held: int, held_until: float | None) -> str:
+    """How much of a quota is used, in bytes, and what of that is held back after a rebuilding, and until when."""
+    from entrepot.core.units import format_size
+
+    text = f"{format_size(charged)} of {format_size(quota)}"
+    return f"{text}, {held_back(held, held_until)}" if held else text
+
+
+def held_back(held: int, held_until: float | None) -> str:
+    """So many bytes are held back after a rebuilding, and until when."""
+    from entrepot.core.units import format_size
+
+    ends = "" if held_until is None else f" until {when(held_until)}"
+    return f"{format_size(held)} held back{ends} for uploads from before the rebuild"
 
 
 def _console() -> Any:

@@ -58,6 +58,8 @@ def export(
     """Write the hub into one small encrypted file: keys, channels, members, invites, pins. While it runs, or not."""
     if sum((password_file is not None, key_file is not None, to_master_key)) > 1:
         raise InvalidInput("an export has one password or key")
+    if not as_json:
+        _warn_of_open(password_file, key_file)
     if check:
         if to_master_key:
             raise InvalidInput("name the master key's file", hint="Use --key-file, or set " + MASTER_VARIABLE)
@@ -97,6 +99,8 @@ def rebuild(
     from entrepot_hub.core.export import decrypt
     from entrepot_hub.services.rebuild import rebuild_hub
 
+    if not as_json:
+        _warn_of_open(password_file, key_file)
     data = _read_export(source)
     text = None if settings is None else _text(settings)
     document = decrypt(data, _secret(data, password_file, key_file))
@@ -134,6 +138,10 @@ def rebuild(
 
 
 def _print_rebuilt(found: Rebuilt) -> None:
+    if not found.changed:
+        say(f"hub {found.hub} in {found.folder} was rebuilt from this export before: nothing is changed")
+        note("To compare a channel with its bucket: entrepot-hub channel reconcile")
+        return
     say(f"hub {found.hub} {'was begun before and is' if found.resumed else 'is'} rebuilt in {found.folder}")
     print_table(
         ("channel", "keys", "bytes", "taken in", "removed", "tombstones", "left alone", "used"),
@@ -223,6 +231,14 @@ def _asked_password(*, twice: bool) -> str:
     return str(typer.prompt("password of the export", hide_input=True, confirmation_prompt=twice, err=True))
 
 
+def _warn_of_open(*paths: Path | None) -> None:
+    """Say which of these files with secrets others can read too."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & 0o077:
+                note(f"note: {path} is open to other users of this machine: chmod 600 {path}")
+
+
 def _first_line(path: Path) -> str:
     return _text(path)[:_MAX_SECRET].partition("\n")[0].rstrip("\r")
 
@@ -246,9 +262,11 @@ def _read_export(path: Path) -> bytes:
         raise _unread(path, error) from None
 
 
-def _unread(path: Path, error: OSError) -> NotFound | Denied:
+def _unread(path: Path, error: OSError) -> NotFound | Denied | InvalidInput:
     if isinstance(error, FileNotFoundError):
         return NotFound(f"there is no file {path}", kind="no-such-file", path=str(path))
+    if isinstance(error, IsADirectoryError):
+        return InvalidInput(f"{path} is a folder", hint="Name a file in it.", path=str(path))
     return Denied(f"{path} cannot be read: {error.strerror}", kind="unreadable", path=str(path))
 
 
@@ -261,7 +279,11 @@ def _check_target(path: Path) -> None:
             if file.read(len(MAGIC)) in (MAGIC, b""):
                 return
     except FileNotFoundError:
-        return
+        if path.parent.is_dir():
+            return
+        raise NotFound(
+            f"there is no folder {path.parent}", kind="no-such-file", hint="Make it first.", path=str(path)
+        ) from None
     except OSError as error:
         raise _unread(path, error) from None
     raise Conflict(

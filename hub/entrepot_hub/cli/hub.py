@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import typer
 
 from entrepot.core.errors import Conflict, Denied, RetryLater
-from entrepot.core.units import format_size
 from entrepot_hub.cli.access import access, ask, home, runs, settings_of
 from entrepot_hub.cli.display import (
     exactly,
@@ -26,6 +25,7 @@ from entrepot_hub.cli.display import (
     print_json_with,
     print_table,
     say,
+    used,
     when,
 )
 from entrepot_hub.cli.options import Folder, Json
@@ -99,6 +99,8 @@ def init(
     say("Back these up, apart from each other if you can; without the first the second is worth nothing:")
     for path in made.backup:
         say(f"    {path}")
+    say()
+    say("Or, once it has channels and members, keep one encrypted file of all that: entrepot-hub export FILE")
     say()
     say("next: entrepot-hub serve")
 
@@ -204,7 +206,7 @@ def _print_status(found: Status) -> None:
             *((name, state) for name, state in sorted(found.checks.items())),
             ("channels", found.channels),
             ("nodes", found.nodes),
-            ("used", f"{format_size(found.charged)} of {format_size(found.quota)}"),
+            ("used", used(found.charged, found.quota, found.held, found.held_until)),
         ]
     )
 

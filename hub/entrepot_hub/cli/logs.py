@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import structlog
+
+from entrepot_hub.core.rates import Tally
 
 
 def set_up_logs(*, as_json: bool, verbose: bool = False) -> None:
@@ -38,3 +41,28 @@ def set_up_logs(*, as_json: bool, verbose: bool = False) -> None:
     )
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    server = logging.getLogger("aiohttp.server")
+    server.filters = [Seldom()]
+
+
+class Seldom(logging.Filter):
+    """Lets one line a minute pass of each kind of error. What strangers send that is no HTTP makes one each time: of
+    that no traceback is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tally = Tally()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is told; it then says how many it stands for."""
+        from aiohttp.http_exceptions import HttpProcessingError
+
+        error = record.exc_info[1] if record.exc_info else None
+        kind = type(error).__name__
+        count = self._tally.note(f"{record.msg} {kind}", time.monotonic())
+        if not count:
+            return False
+        record.msg, record.args = f"{record.getMessage()}: {kind} (%d times)", (count,)
+        if isinstance(error, HttpProcessingError):
+            record.exc_info = record.exc_text = None
+        return True

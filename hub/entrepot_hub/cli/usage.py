@@ -12,7 +12,7 @@ import typer
 from entrepot.core.errors import InvalidInput
 from entrepot.core.units import format_size, parse_size
 from entrepot_hub.cli.access import ask
-from entrepot_hub.cli.display import note, print_fields, print_json, print_table, say
+from entrepot_hub.cli.display import held_back, note, print_fields, print_json, print_table, say
 from entrepot_hub.cli.options import ChannelName, Folder, Json, give_help
 
 if TYPE_CHECKING:
@@ -175,10 +175,12 @@ def quota(
         print_json(found)
         return
     say(f"quota of {found.channel}: {format_size(found.quota)} (was {format_size(found.before)})")
-    over = found.charged - found.quota
+    over = min(found.charged - found.quota, found.charged - found.held)
     if over > 0:
         when = "now, as readers finish" if running else "when a hub runs"
         note(f"note: {format_size(over)} are over it and are evicted {when}.")
+    if found.held and found.charged > found.quota:
+        note(f"note: {held_back(found.held, found.held_until)}, whatever the quota is.")
 
 
 @prices.command("list")

@@ -20,22 +20,43 @@ def client(peer: str | None, forwarded: Sequence[str], proxies: Sequence[Network
     ``X-Forwarded-For`` that is none. An IPv6 address stands for its /64, of which a client has as many as it likes."""
     if peer is None:
         return "?"
-    address = _parsed(peer)
+    address = _origin(peer, forwarded, proxies)
     if address is None:
         return peer[:100]
-    hops = ",".join(forwarded)
-    for hop in reversed(hops.split(",")) if hops and len(hops) <= _MAX_FORWARDED else ():
-        if not _among(address, proxies):
-            break
-        told = _parsed(hop)
-        if told is None:
-            break
-        address = told
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
         return str(IPv6Network((address, _CLIENT_BITS), strict=False))
     return str(address)
+
+
+def is_local(peer: str | None, forwarded: Sequence[str], proxies: Sequence[Network]) -> bool:
+    """Whether a request comes from a program on this machine, and not through a proxy here: one that says for whom it
+    asks is either trusted, and believed, or taken for one."""
+    if peer is None or (forwarded and not proxies):
+        return False
+    address = _origin(peer, forwarded, proxies)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address is not None and (mapped or address).is_loopback
+
+
+def _origin(peer: str, forwarded: Sequence[str], proxies: Sequence[Network]) -> Address | None:
+    address = _parsed(peer)
+    hops = ",".join(forwarded)
+    for hop in reversed(hops.split(",")) if hops and len(hops) <= _MAX_FORWARDED else ():
+        if address is None or not _among(address, proxies):
+            break
+        told = _parsed(hop)
+        if told is None:
+            break
+        address = told
+    return address
+
+
+def is_among(peer: str, networks: Sequence[Network]) -> bool:
+    """Whether this address is in one of the networks."""
+    address = _parsed(peer)
+    return address is not None and _among(address, networks)
 
 
 def check_networks(networks: Sequence[str]) -> tuple[Network, ...]:

@@ -49,6 +49,7 @@ _HEAD: Final = len(MAGIC) + 1 + 1 + 3 + 32 + _CHECK + 8 + 12
 _MOST_MEMORY: Final = 512 << 20
 _DOMAIN: Final = b"entrepot.export.key\0"
 _MOST_WORK: Final = 16
+_MOST_STEPS: Final = 1 << 22  # of scrypt, n·r·p: four times the work of our own exports
 
 #: What opens an export: a password, or a key of 32 bytes.
 type Secret = str | MasterKey
@@ -287,7 +288,8 @@ def wants_password(data: bytes) -> bool:
 
 
 def decrypt(data: bytes, secret: Secret) -> Document:
-    """What :func:`encrypt` was given. Blocks as it does; takes at most 512 MiB of memory, whatever the file says.
+    """What :func:`encrypt` was given. Blocks as it does; takes at most 512 MiB of memory and
+    four times as long, whatever the file says.
 
     Raises InvalidInput (``unsupported`` for another version or what is no export at all; ``invalid-key`` for a password
     where a key is needed, and the other way round), Denied where the secret is another, Corrupt where the file was cut
@@ -409,7 +411,7 @@ def _head(data: bytes) -> _Head:
     if kind == _PASSWORD:
         fits = 1 <= log_n <= 24 and 1 <= r <= _MOST_WORK and 1 <= p <= _MOST_WORK
         # scrypt itself wants n < 2^(16 r), which only an r of 1 can break.
-        if not fits or (128 * r) << log_n > _MOST_MEMORY or log_n >= 16 * r:
+        if not fits or (128 * r) << log_n > _MOST_MEMORY or (r * p) << log_n > _MOST_STEPS or log_n >= 16 * r:
             raise Corrupt("the export asks for more work than an export may")
     elif kind != _KEY or (log_n, r, p) != (0, 0, 0):
         raise Corrupt("the beginning of the export was altered")

@@ -7,16 +7,19 @@ depends on it: what it loses (the last seconds before a kill, what exceeds its b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from entrepot_hub.core.ledger import GrantRecord, ObjectRecord
 
 #: Seconds of silence after which like events begin another run.
 QUIET = 90.0
-#: Runs that may be open at once in one hub, and of one stream: what exceeds them is only counted.
-OPEN_RUNS, OPEN_OF_STREAM = 20_000, 256
+#: Runs that may be open at once in one hub, of one channel, of one node there (what nobody did counts as another node),
+#: of one stream, and of one node's in one stream: what exceeds them is only counted.
+OPEN_RUNS, OPEN_OF_CHANNEL, OPEN_OF_NODE, OPEN_OF_STREAM, OPEN_OF_BOTH = 20_000, 10_000, 2000, 256, 16
 #: Objects of a run of which it is remembered that they were read: a node may say so again.
 SEEN = 4096
 
@@ -38,6 +41,10 @@ class EventKind(StrEnum):
     CONDEMNED = "condemned"  # objects turned out to be bad
     REPORTED = "reported"  # a node called an object bad or missing
     STOPPED = "stopped"  # a node wants no more
+
+
+#: What the bucket got and lost, and who failed, no talk of members crowds out: only as many again in all bound it.
+KEPT = frozenset({EventKind.UPLOADED, EventKind.FAILED, EventKind.EVICTED, EventKind.CONDEMNED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,18 @@ def unheard(event: Event) -> None:
     del event
 
 
-type _Key = tuple[str, bytes, EventKind, str | None, bytes | None, tuple[tuple[str, str], ...]]
+#: Of these a run counts each object once.
+_ONCE: Final = frozenset({EventKind.READ, EventKind.NO_ROOM, EventKind.GRANTED})
+#: What of the same node and stream is over when one of these begins: asked and stopped take turns.
+_ENDS: Final = {
+    EventKind.ASKED: frozenset({EventKind.STOPPED}),
+    EventKind.STOPPED: frozenset({EventKind.ASKED, EventKind.WAITED}),
+}
+_TURNS: Final = frozenset({EventKind.ASKED, EventKind.STOPPED, EventKind.WAITED})
+
+#: The last one: 0 while the run takes events, another number for each run that took its last one.
+type _Key = tuple[str, bytes, EventKind, str | None, bytes | None, tuple[tuple[str, str], ...], int]
+type _Crowd = tuple[str, bytes | None, str | None, bool]
 
 
 @dataclass(slots=True)
@@ -110,7 +128,8 @@ class Run:
     def take(self, event: Event) -> None:
         """One more."""
         self.at, self.until = min(self.at, event.at), max(self.until, event.at)
-        if self.kind is EventKind.READ and event.number is not None:
+        self.fresh = True
+        if self.kind in _ONCE and event.number is not None:
             if event.number in self.seen:
                 return
             if len(self.seen) < SEEN:
@@ -121,7 +140,6 @@ class Run:
         self.count += event.count
         self.bytes += event.bytes
         self.seconds += event.seconds
-        self.fresh = True
 
 
 class Gatherer:
@@ -129,26 +147,29 @@ class Gatherer:
 
     def __init__(self) -> None:
         self._open: dict[_Key, Run] = {}
-        self._of_stream: dict[tuple[str, bytes], int] = {}
+        self._turns: dict[tuple[str, bytes, str | None], set[_Key]] = {}  # of asking and stopping, by whose it is
+        self._ended = 0
+        self._crowds: Counter[_Crowd] = Counter()
         self._closed: list[Run] = []
         self.lost = 0
 
     def add(self, event: Event) -> None:
         """An event happened."""
-        key = (event.channel, event.stream, event.kind, event.node, event.transfer, event.detail)
+        key = (event.channel, event.stream, event.kind, event.node, event.transfer, event.detail, 0)
         run = self._open.get(key)
         if run is not None and event.at - run.until > QUIET:
             self._close(key)
             run = None
         if run is None:
-            of = event.channel, event.stream
-            if len(self._open) + len(self._closed) >= OPEN_RUNS or self._of_stream.get(of, 0) >= OPEN_OF_STREAM:
+            if not self._fits(event):
                 self.lost += 1
                 return
+            self._end(event)
             run = self._open[key] = Run(
                 event.channel, event.stream, event.kind, event.node, event.transfer, event.detail, event.at, event.at
             )
-            self._of_stream[of] = self._of_stream.get(of, 0) + 1
+            if event.kind not in KEPT:
+                self._crowds.update(_crowds(event).keys())
         run.take(event)
 
     def changed(self, now: float, most: int = 1000) -> list[Run]:
@@ -173,11 +194,43 @@ class Gatherer:
             if id(run) not in open_runs:
                 self._closed.append(run)
 
+    def _end(self, event: Event) -> None:
+        """A run begins: what it puts an end to takes nothing more, though it counts as open until it was silent."""
+        whose = event.channel, event.stream, event.node
+        for key in [key for key in self._turns.get(whose, ()) if key[2] in _ENDS.get(event.kind, ())]:
+            self._ended += 1
+            self._open[(*key[:6], self._ended)] = self._open.pop(key)
+            self._turns[whose].remove(key)
+        if event.kind in _TURNS:
+            key = (event.channel, event.stream, event.kind, event.node, event.transfer, event.detail, 0)
+            self._turns.setdefault(whose, set()).add(key)
+
     def _close(self, key: _Key) -> None:
         run = self._open.pop(key)
-        of = run.channel, run.stream
-        self._of_stream[of] -= 1
-        if not self._of_stream[of]:
-            del self._of_stream[of]
+        turns = self._turns.get((run.channel, run.stream, run.node))
+        if turns is not None:
+            turns.discard(key)
+            if not turns:
+                del self._turns[run.channel, run.stream, run.node]
+        for crowd in _crowds(run) if run.kind not in KEPT else ():
+            self._crowds[crowd] -= 1
+            if not self._crowds[crowd]:
+                del self._crowds[crowd]
         if run.fresh:
             self._closed.append(run)
+
+    def _fits(self, event: Event) -> bool:
+        count = len(self._open) + len(self._closed)
+        if event.kind in KEPT:
+            return count < 2 * OPEN_RUNS
+        return count < OPEN_RUNS and all(self._crowds[crowd] < most for crowd, most in _crowds(event).items())
+
+
+def _crowds(of: Event | Run) -> dict[_Crowd, int]:
+    """What counts together with it, and how many runs of that may be open."""
+    return {
+        (of.channel, None, None, False): OPEN_OF_CHANNEL,
+        (of.channel, None, of.node, True): OPEN_OF_NODE,
+        (of.channel, of.stream, None, False): OPEN_OF_STREAM,
+        (of.channel, of.stream, of.node, True): OPEN_OF_BOTH,
+    }

@@ -346,6 +346,9 @@ class Ledger(Protocol):
     def lapse(self, now: float, limit: int = 1000) -> list[GrantRecord]:
         """End as LAPSED every live grant whose lease is over; return them."""
 
+    def uploading(self, sessions: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of these sessions (node, session) that have live grants."""
+
     def shorten(self, node: str, session: str, lease_until: float, now: float) -> list[GrantRecord]:
         """The session disconnected: its live grants' leases end at ``lease_until`` if that is sooner."""
 

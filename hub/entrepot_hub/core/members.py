@@ -172,7 +172,8 @@ class BucketKey:
 class Channel:
     """A bucket, a quota in bytes and a schema lock under a name that is unique at this hub.
 
-    ``charged`` is what the channel's objects and reservations use of the quota, in bytes.
+    ``charged`` is what the channel's objects and reservations use of the quota, in bytes; ``held`` of them are held
+    back after a rebuilding, for uploads that were granted before, until ``held_until`` (unix seconds).
     """
 
     name: str
@@ -182,6 +183,8 @@ class Channel:
     public_read: bool
     created_at: float
     charged: int = 0
+    held: int = 0
+    held_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

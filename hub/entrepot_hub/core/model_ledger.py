@@ -253,6 +253,10 @@ class ModelLedger(ModelHoldings):
             self._keep(grant)
         return result
 
+    def uploading(self, sessions: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """See ``Ledger.uploading``."""
+        return {(self._grants[grant].node, self._grants[grant].session) for grant in self._live}.intersection(sessions)
+
     def shorten(self, node: str, session: str, lease_until: float, now: float) -> list[GrantRecord]:
         """See ``Ledger.shorten``."""
         del now

@@ -176,10 +176,17 @@ class NatsIdentity:
         return _user(self.hub_user, "hub", (self.account, self.hub_signing), permissions, (now, life))
 
     def system_credentials(self, now: float, life: float = 86_400) -> Credentials:
-        """What the connection shows that pushes accounts and hears who connects."""
+        """What the connection shows that pushes accounts, hears and asks who is connected, and ends connections."""
         account = self.account.public
         permissions = {
-            "pub": {"allow": ["$SYS.REQ.CLAIMS.UPDATE"]},
+            "pub": {
+                "allow": [
+                    "$SYS.REQ.CLAIMS.UPDATE",
+                    f"$SYS.REQ.ACCOUNT.{account}.CONNZ",
+                    "$SYS.REQ.SERVER.*.CONNZ",
+                    "$SYS.REQ.SERVER.*.KICK",
+                ]
+            },
             "sub": {"allow": [f"$SYS.ACCOUNT.{account}.*", f"_INBOX.{self.system_user.public}.>"]},
         }
         signers = (self.system_account, self.system_signing)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from entrepot.core.errors import RetryLater
+from entrepot.core.errors import EntrepotError, RetryLater
+from entrepot.core.units import format_size
 from entrepot_hub.core.effects import MakeRoom
 
 
@@ -68,6 +69,20 @@ def full_bucket(short: int, before: int) -> RetryLater:
         hint="It goes on when readers finish; the owner can raise the quota.",
         short=short,
         before=before,
+    )
+
+
+def with_held(told: EntrepotError | None, held: int, held_until: float | None) -> EntrepotError | None:
+    """The same reason, and what of the room that is waited for is held back after a rebuilding of the hub: so many
+    bytes, until then (unix seconds)."""
+    if told is None or told.kind != "over-quota" or not held:
+        return told
+    ends = "" if held_until is None else f" until {held_until // 3600 % 24:02.0f}:{held_until // 60 % 60:02.0f} UTC"
+    return RetryLater(
+        f"{told.message}; {format_size(held)} of it are held back{ends}, for uploads from before the hub was rebuilt",
+        kind=told.kind,
+        hint="It goes on then at the latest; the owner can raise the quota.",
+        **{**told.data, "held": held, "held_until": held_until},
     )
 
 

@@ -265,9 +265,10 @@ class Round:
         """What to say when nobody who is online has the stream: who had it last, and when."""
         if not self.holders:
             return NotFound(
-                "no node that is online has this stream, and none ever said it had",
+                "no node that is online has this stream, and none that may provide it now ever said it had",
                 kind="no-holder",
-                hint="Ask whoever gave you the URI to run `entrepot up` on a machine that has it.",
+                hint="Ask whoever gave you the URI to run `entrepot up` on a machine that has it. A node that was "
+                "suspended, or lost its right, is not asked.",
             )
         last = self.holders[0]
         return NotFound(

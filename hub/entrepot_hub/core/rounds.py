@@ -8,7 +8,7 @@ message is made good by the next seek, want or offer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from weakref import WeakValueDictionary
 
 from entrepot.core.errors import EntrepotError, RetryLater
@@ -294,10 +294,11 @@ class Rounds:
             found.due_at = found.stepped_at
         return tuple(grants), tuple(wanted)
 
-    def departed(self, session: Session, now: float) -> None:
-        """The session disconnected for good: its offers are worth nothing. Its grants end by their leases."""
+    def departed(self, sessions: Set[Session], now: float) -> None:
+        """They disconnected for good: their offers are worth nothing. Their grants end by their leases."""
         for found in self._rounds.values():
-            if found.offers.pop(session, None) is not None:
+            for session in found.offers.keys() & sessions:
+                del found.offers[session]
                 found.seek_at, found.seeks, found.calm = now, 0, False
                 found.due_at = now
 

@@ -132,7 +132,8 @@ class AuditView(View, frozen=True, kw_only=True):
 
 class Status(View, frozen=True, kw_only=True):
     """The hub at a glance. ``checks``: what it needs, and whether that is ``ok``; empty when it does not
-    run. ``nats``: where nodes are told to find the bus; ``warnings``: what they will stumble over, in sentences."""
+    run. ``nats``: where nodes are told to find the bus; ``warnings``: what they will stumble over, in sentences.
+    ``held`` of the ``charged`` bytes are held back after a rebuilding, until ``held_until`` at the latest."""
 
     hub: str
     urls: tuple[str, ...]
@@ -144,6 +145,8 @@ class Status(View, frozen=True, kw_only=True):
     checks: dict[str, str]
     nats: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    held: int = 0
+    held_until: float | None = None
 
 
 class Changes(Protocol):
@@ -358,6 +361,8 @@ class Administration:
             nodes=len(await self._registry.nodes()),
             quota=sum(channel.quota for channel in channels),
             charged=sum(channel.charged for channel in channels),
+            held=sum(channel.held for channel in channels),
+            held_until=max((channel.held_until or 0.0 for channel in channels), default=0.0) or None,
             checks=checks,
             nats=nats,
             warnings=warnings,
@@ -397,6 +402,8 @@ def _channel_view(channel: Channel) -> ChannelView:
         public_read=channel.public_read,
         created_at=channel.created_at,
         binds=dict(channel.bucket.binds),
+        held=channel.held,
+        held_until=channel.held_until,
     )
 
 

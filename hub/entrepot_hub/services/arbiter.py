@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,8 +51,11 @@ type Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 #: A reporter with so many strikes in an hour has nothing looked into for that long, an uploader comes last.
 STRIKES = 3
-#: Streams of which it is remembered that a limit keeps them from being uploaded.
+#: Streams of which it is remembered that a limit, or a bucket that is away, keeps them from being uploaded.
 _REFUSALS = 10_000
+#: For so many seconds after a bucket could not be reached readers are told so, unless it was reached meanwhile.
+AWAY = 30.0
+_UNREACHABLE = "bucket-unreachable"
 
 
 class Arbiter:
@@ -94,6 +98,7 @@ class Arbiter:
         self._distrust: dict[tuple[str, str], float] = {}
         self._making_room: set[str] = set()
         self._refusals: dict[tuple[str, bytes], tuple[EntrepotError, float]] = {}
+        self._away: dict[tuple[str, bytes | None], tuple[EntrepotError, float]] = {}  # None: the hub found it itself
 
     async def restore(self) -> None:
         """Begin the rounds of all wants that the ledger kept, after a start."""
@@ -145,24 +150,30 @@ class Arbiter:
 
     async def _finish(self, record: ObjectRecord) -> None:
         try:
-            view = await self._keeper.finish(record)
+            with self.reaching(record.ref.channel):
+                view = await self._keeper.finish(record)
         except RetryLater as error:
-            if error.kind == "bucket-unreachable":
+            if error.kind == _UNREACHABLE:
                 self._sweeping.clear(record.ref.channel)  # no use in asking for each of the others: next time
             raise
         if view.record.status is ObjectStatus.READY:
             await self.perform(self.rounds.arrived(record.ref, None, self._clock()))
 
-    async def session_left(self, node: str, session: str) -> None:
-        """A session's connection ended: its leases are short now."""
+    async def sessions_moved(self, came: Collection[tuple[str, str]], left: Collection[tuple[str, str]]) -> None:
+        """Sessions are (back) here: a planned reconnect costs them nothing. The connections of others ended: their
+        leases are short now. Those that upload nothing cost no more than one look together."""
         now = self._clock()
-        end = now + self.settings.disconnect_grace
-        await self._database.call(self._ledger.shorten, node, session, end, now)
+        grace, lease, here = now + self.settings.disconnect_grace, now + self.settings.lease, frozenset(came)
 
-    async def session_came(self, node: str, session: str) -> None:
-        """A session is (back) here: a planned reconnect costs it nothing."""
-        now = self._clock()
-        await self._database.call(self._ledger.restore, node, session, now + self.settings.lease, now)
+        def move() -> None:
+            live = self._ledger.uploading((*came, *left))
+            for node, session in sorted(live):  # in the same order on every hub: each locks its grants
+                if (node, session) in here:
+                    self._ledger.restore(node, session, lease, now)
+                else:
+                    self._ledger.shorten(node, session, grace, now)
+
+        await self._database.together(move)
 
     async def expelled(self, node: str, channel: str | None) -> None:
         """A node lost rights, in this channel or (None) in all: what it was uploading passes on at once, and nothing is
@@ -186,6 +197,8 @@ class Arbiter:
         if look.view.record.status is ObjectStatus.READY:
             await self._arrived(before, look.view.record, grant)
             return
+        if error is not None and error.kind == _UNREACHABLE:
+            self._unreached(grant.ref.channel, grant.ref.stream, error.message)
         nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
         if look.condemned is not None:
             # The ledger took the grant for done before the header was read: only the rounds still count on it.
@@ -198,6 +211,7 @@ class Arbiter:
     async def _arrived(self, before: ObjectView, record: ObjectRecord, grant: GrantRecord) -> None:
         """A look for a grant's sake found its object ready."""
         now = self._clock()
+        self._away.pop((grant.ref.channel, grant.ref.stream), None)
         bringer = _bringer(before, record, grant)
         if bringer is not None:
             self.note(of_grant(EventKind.UPLOADED, bringer, now, seconds=max(now - bringer.accepted_at, 0.0)))
@@ -307,6 +321,37 @@ class Arbiter:
         error, until = self._refusals.get((channel, stream), (None, 0.0))
         return error if now < until else None
 
+    def reason(self, channel: str, stream: bytes, now: float, node: str | None = None) -> EntrepotError | None:
+        """Why the stream's unmet objects are still unmet: what :meth:`Rounds.reason` says, but that the bucket cannot
+        be reached comes before all that may follow from it, such as a bucket in which no room can be made."""
+        told = self.rounds.reason(channel, stream, now, node)
+        if told is not None and told.kind == "no-holder":
+            return told
+        for key in ((channel, None), (channel, stream)):
+            error, until = self._away.get(key, (None, 0.0))
+            if error is not None and now < until:
+                return error
+        return told
+
+    @contextmanager
+    def reaching(self, channel: str) -> Iterator[None]:
+        """Around what is done in the channel's bucket: that it cannot be reached is what readers hear from then on,
+        until it is reached. What is raised goes on, with the channel named in its data."""
+        try:
+            yield
+        except EntrepotError as error:
+            if error.kind == _UNREACHABLE:
+                error.data = {**error.data, "channel": channel}
+                self._unreached(channel, None, f"the hub cannot reach the channel's bucket: {error.message}")
+            raise
+        self._away.pop((channel, None), None)
+
+    def _unreached(self, channel: str, stream: bytes | None, why: str) -> None:
+        if len(self._away) >= _REFUSALS:
+            self._away.clear()
+        hint = "It goes on when the bucket answers; whoever runs the hub can ask `entrepot-hub channel doctor`."
+        self._away[channel, stream] = RetryLater(why, kind=_UNREACHABLE, hint=hint), self._clock() + AWAY
+
     async def within_quota(self) -> int:
         """Have objects leave where a channel holds more than its quota, which was lowered; in how many channels."""
         over = 0
@@ -360,7 +405,8 @@ class Arbiter:
 
         async def finish(record: ObjectRecord) -> EntrepotError | None:
             try:
-                await self._keeper.finish(record)
+                with self.reaching(channel):
+                    await self._keeper.finish(record)
             except EntrepotError as error:
                 return error
             return None
@@ -374,7 +420,12 @@ class Arbiter:
         self.rounds.silent(grant, self._clock())
         if grant.accepted_at:
             before = await self._database.call(self._ledger.view, grant.ref)
-            look = await self._keeper.look(grant.ref)
+            try:
+                with self.reaching(grant.ref.channel):
+                    look = await self._keeper.look(grant.ref)
+            except EntrepotError as trouble:  # the grant has ended all the same; the sweep looks for its object
+                self.note(of_grant(EventKind.FAILED, grant, self._clock(), {"reason": trouble.kind}))
+                raise
             if look.view.record.status is ObjectStatus.READY:
                 await self._arrived(before, look.view.record, grant)
                 return
@@ -386,7 +437,8 @@ class Arbiter:
     async def look_again(self, before: ObjectRecord) -> ObjectRecord:
         """Look where a ready object should be; tell the rounds if it is not that one any more."""
         ref = before.ref
-        look = await self._keeper.look(ref)
+        with self.reaching(ref.channel):
+            look = await self._keeper.look(ref)
         if look.condemned is not None:
             await self.condemned(look.condemned, self._clock())
         after = look.view.record

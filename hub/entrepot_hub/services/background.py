@@ -11,18 +11,20 @@ from typing import Any, Self
 import structlog
 
 from entrepot.core.errors import EntrepotError
+from entrepot_hub.core.rates import Tally
 
 
 class Background:
     """A task group whose tasks fail alone. Trouble outside (an unreachable bucket, a busy database) is a warning and is
-    met again by the next timer; anything else is our mistake: it is logged with its traceback and counted, and the
-    hub's readiness shows it."""
+    met again by the next timer; what stays is told once a minute, with how many ``times``. Anything else is our
+    mistake: it is logged with its traceback and counted, and the hub's readiness shows it."""
 
     def __init__(self, most: int = 16_384) -> None:
         self._most = most
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._log = structlog.get_logger("background")
+        self._troubles = Tally()
         self.mistakes = 0
         self.refused = 0
 
@@ -70,7 +72,12 @@ class Background:
         try:
             await work
         except EntrepotError as error:
-            self._log.warning("trouble", kind=error.kind, why=error.message)
+            about = {name: error.data[name] for name in ("channel", "bucket") if error.data.get(name) is not None}
+            name = repr((error.kind, error.message, about))
+            count = self._troubles.note(name, asyncio.get_running_loop().time())
+            if count:
+                again = {} if count == 1 else {"times": count}
+                self._log.warning("trouble", kind=error.kind, why=error.message, **about, **again)
         except Exception:  # noqa: BLE001
             self.mistakes += 1
             self._log.exception("mistake")

@@ -94,17 +94,22 @@ class BucketKeeper:
         async with self.turn(ref):
             return await self._look(channel, ref)
 
-    async def clear_tombstone(self, channel: OpenChannel, ref: ObjectRef) -> None:
-        """Delete the 0-byte object that holds the key, before a new grant is signed for it or when no PUT can land any
-        more; and what a late PUT put over it where the provider does not hold create-only.
+    async def clear_tombstone(self, channel: OpenChannel, ref: ObjectRef, grant: bytes | None = None) -> None:
+        """Delete the 0-byte object that holds the key, before a PUT is signed for the live ``grant`` or, without one,
+        when no PUT can land any more; and what a late PUT put over it where the provider does not hold create-only.
 
-        RetryLater (``busy``) when somebody keeps changing it.
+        RetryLater (``busy``) when somebody keeps changing it; Conflict (``stale-grant``) when the grant is over.
         """
         key = channel.key(ref)
         async with self.turn(ref):
             view = await self._database.call(self._ledger.view, ref)
+            if grant is not None and _grant_of(view) != grant:
+                # While this waited for its turn its object came and left again: the tombstone is against its own PUT.
+                raise Conflict("this grant is over", kind="stale-grant")
             if not view.record.tombstone:
                 return  # cleared meanwhile: what lies there now may be the new grant's
+            if grant is None and may_land(view.record, self._clock(), self.grace):
+                return  # it holds the key against another PUT than it did
             if await self._clear(channel, key, view):
                 await self._database.call(self._ledger.clear_tombstone, ref, self._clock())
 

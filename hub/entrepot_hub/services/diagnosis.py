@@ -214,6 +214,18 @@ def of_quota(quota: int, largest: int, object_size: int) -> Check:
     )
 
 
+def of_held(held: int, held_until: float | None, quota: int, now: float) -> list[Check]:
+    """Whether much of the quota is held back after a rebuilding. ``held_until`` in unix seconds, as ``now``."""
+    if not held:
+        return []
+    ends = "" if held_until is None else f" for {spell_duration(max(held_until - now, 0.0))}"
+    text = f"{format_size(held)} of {format_size(quota)} are held back{ends}, for uploads from before the rebuild"
+    mend = (
+        "It ends by itself. Whoever waits for room until then is helped by a larger quota: entrepot-hub channel quota."
+    )
+    return [Check(name="held back", outcome="note", text=text, mend=mend)]
+
+
 def of_latency(seconds: float) -> Check:
     """How long the hub waits for one look at an object."""
     text = f"a look at an object takes {seconds * 1000:.0f} ms"

@@ -37,6 +37,7 @@ from entrepot_hub.services.diagnosis import (
     PolicyView,
     of_binds,
     of_facts,
+    of_held,
     of_latency,
     of_quota,
 )
@@ -74,6 +75,7 @@ class Doctor:
             checks, binds = [slow], dict(record.bucket.binds)
         largest = await self._desk.database.call(self._desk.ledger.largest_stream, asked.name)
         checks.append(of_quota(record.quota, largest, record.lock.object))
+        checks += of_held(record.held, record.held_until, record.quota, self._desk.clock())
         checks += await self._bus()
         return Diagnosis(channel=record.name, bucket=record.bucket.url, checks=checks, binds=binds)
 

@@ -50,6 +50,7 @@ from entrepot_hub.core.ledger import (
     WantOrder,
 )
 from entrepot_hub.core.members import Member
+from entrepot_hub.core.queueing import with_held
 from entrepot_hub.core.rounds import SILENCE
 from entrepot_hub.services.arbiter import Arbiter, Spawn
 from entrepot_hub.services.bucket_keeper import BucketKeeper, Verdict
@@ -187,7 +188,8 @@ class Exchange:
                 await self._unwant(order.channel, order.stream, order.node)
                 self._waits(channel, member, order, limit)
                 raise limit
-            reason = over or limit or reason
+            why = self._arbiter.reason(channel.name, message.stream, now, order.node)
+            reason = over or limit or with_held(why, channel.record.held, channel.record.held_until)
             again = self._settings.again
             if self._rounds.quiet(channel.name, message.stream, now):
                 again = self._patience(order, now)
@@ -206,23 +208,29 @@ class Exchange:
     async def got(self, channel: OpenChannel, member: Member, message: Got) -> Ack:
         """The node verified these objects: its read leases end."""
         self._check_lock(channel, message.lock)
-        await self._database.call(
-            self._ledger.got, channel.name, message.stream, member.node.public, message.numbers, self._clock()
-        )
+        node, now = member.node.public, self._clock()
+
+        def got() -> Opening | None:
+            self._ledger.got(channel.name, message.stream, node, message.numbers, now)
+            return self._ledger.opening(channel.name, message.stream)
+
+        opening = await self._database.together(got)
+        there = 0 if opening is None else Geometry(opening.length, channel.lock).object_count
         for number in message.numbers:
-            self._happened(EventKind.READ, channel, member, message.stream, number)
+            if number < there:  # made-up ones would only fill the journal
+                self._happened(EventKind.READ, channel, member, message.stream, number)
         return Ack()
 
     async def cancel(self, channel: OpenChannel, member: Member, message: Cancel) -> Ack:
         """The node no longer wants the stream."""
         self._check_lock(channel, message.lock)
-        self._happened(EventKind.STOPPED, channel, member, message.stream)
         key = channel.name, message.stream, member.node.public
         self._stopped[key] = next(self._turns)
         self._stopped.move_to_end(key)
         while len(self._stopped) > _STOPPED:
             self._stopped.popitem(last=False)
-        await self._unwant(channel.name, message.stream, member.node.public)
+        if await self._unwant(channel.name, message.stream, member.node.public):
+            self._happened(EventKind.STOPPED, channel, member, message.stream)
         return Ack()
 
     async def missing(self, channel: OpenChannel, member: Member, message: Missing) -> Ack:
@@ -311,8 +319,9 @@ class Exchange:
             now,
         )
         if view.record.tombstone:
-            await self._keeper.clear_tombstone(channel, grant.ref)
-        length, held = grant.length, view.grant or grant
+            with self._arbiter.reaching(channel.name):
+                await self._keeper.clear_tombstone(channel, grant.ref, grant.grant)
+        length, held, now = grant.length, view.grant or grant, self._clock()  # clearing may have taken its time
         life = max(int(held.put_until - now), 1)  # a repeated accept gets no later an end
         put = await channel.bucket.sign_put(channel.key(grant.ref), length, message.digest, life)
         if view.grant is not None:
@@ -362,7 +371,8 @@ class Exchange:
             return Ack()
         self._settling.add(grant.grant)
         try:
-            await self._arbiter.settle(grant, error)
+            with self._arbiter.reaching(channel.name):
+                await self._arbiter.settle(grant, error)
         finally:
             self._settling.discard(grant.grant)
         return Ack()
@@ -472,10 +482,12 @@ class Exchange:
             opening=None if opening is None else opening.encode(), again_in=_LIMIT_AGAIN, reason=reason_of(refusal)
         )
 
-    async def _unwant(self, channel: str, stream: bytes, node: str) -> None:
-        await self._database.call(self._ledger.unwant, channel, stream, node)
+    async def _unwant(self, channel: str, stream: bytes, node: str) -> bool:
+        """Forget the want; False: there was none."""
+        gone = await self._database.call(self._ledger.unwant, channel, stream, node)
         self._wanted.get((channel, node), {}).pop(stream, None)
         self._rounds.unwanted(channel, stream, node)
+        return gone
 
     def _numbers(
         self, channel: OpenChannel, opening: Opening | None, ranges: Sequence[tuple[int, int]], window: int
@@ -554,5 +566,6 @@ def _told(reason: Reason) -> EntrepotError:
     """Why a holder failed, in its words, for readers to see as such: they are no word of the hub, advise nothing and
     cannot end a get."""
     words = "".join(c if c.isprintable() else " " for c in reason.message[:_TOLD])
-    kind = reason.kind if isinstance(reason.error(), RetryLater) else "holder-too-slow"
+    error = reason.error()  # of a kind that this hub knows, whatever the holder called it
+    kind = error.kind if isinstance(error, RetryLater) else "holder-too-slow"
     return RetryLater(f"the holder could not upload it: {words}", kind=kind)

@@ -43,7 +43,7 @@ from entrepot_hub.services.custody import Custody
 from entrepot_hub.services.desk import Desk
 from entrepot_hub.services.dispatcher import Dispatcher
 from entrepot_hub.services.exchange import Exchange
-from entrepot_hub.services.identity import database_url, load_identity, load_keys
+from entrepot_hub.services.identity import database_url, load_identity, load_keys, ready_database
 from entrepot_hub.services.journal import Journal
 from entrepot_hub.services.metering import MeteredChannels, Metering
 from entrepot_hub.services.overview import Overview
@@ -62,6 +62,7 @@ from entrepot_hub.services.web.metrics import MetricsRoutes, MetricsServer
 _LAPSE = 0.25  # seconds between two looks for leases that are over
 _SWEEP = 30.0
 _SEEN = 60.0
+_LOOK = 60.0  # seconds between two looks for who is connected: events may be lost
 _QUOTA = 30.0  # between two looks for channels that hold more than a quota that was lowered
 _PRUNE = 300.0
 _DUE = 300.0  # seconds between two looks for buckets that are due to be compared with the ledger
@@ -69,6 +70,7 @@ _COMPARING = 8  # such looks at once: the next one does not wait for a bucket th
 _BUCKET_SLOW = 2.5  # seconds after which a bucket counts as one that does not answer
 _BUCKET_WAIT = 0.5  # seconds that is waited for buckets whose state is known
 _BUCKET_KNOWN = 60.0  # seconds for which it is
+_BUCKET_OK = 10.0  # seconds for which one that answered is not asked again: anybody may ask whether the hub is ready
 _BUCKET_LOOK = 30.0  # seconds after which nobody waits for it any more
 _FORGET = 3600.0  # between two looks for what nobody holds any more
 _LOUD = 5  # nodes that say too much are named in the status
@@ -175,7 +177,7 @@ class Hub:
         self._identity = identity
         database = await asyncio.to_thread(lambda: Database(database_url(settings), metrics=self.metrics))
         self._database = await enter(database)
-        await database.migrate()
+        await database.call(ready_database, settings, database)
         for told in await finish_change(settings, database, keys):
             self._log.warning("master key", why=told)
         registry = self._registry = Registry(database, keys)
@@ -210,6 +212,7 @@ class Hub:
             spawn=background.spawn,
             grace=self._exchange_settings.disconnect_grace,
             revocations=lambda: self._accounts.revocations,
+            kick=self._accounts.kick,
         )
         keeper = BucketKeeper(database, ledger, channels, self._exchange_settings, time.time, metering)
         arbiter = self._arbiter = Arbiter(
@@ -264,6 +267,7 @@ class Hub:
         background.every(_PRUNE, journal.prune)
         background.every(_QUOTA, arbiter.within_quota)
         background.every(_SEEN, self._note_seen)
+        background.every(_LOOK, self._look_who_is_here)
         background.every(_PRUNE, upkeep.prune)
         if self._nats is not None:
             background.every(_SWEEP, self._nats.shorten_log)
@@ -325,7 +329,7 @@ class Hub:
                 registry=self._registry,
                 usage=self._metering.usage,
                 journal=self._journal,
-                reason=self._arbiter.rounds.reason,
+                reason=self._arbiter.reason,
                 clock=time.time,
             ),
             channels=self._channels,
@@ -446,6 +450,11 @@ class Hub:
         """Servers that were away may have missed a revocation, and so may this hub one that another made."""
         self._accounts.load(await self._load_revocations())
         await self._accounts.push()
+        await self._presence.look(self._accounts.connections)
+
+    async def _look_who_is_here(self) -> None:
+        if self._bus.connected:
+            await self._presence.look(self._accounts.connections)
 
     def _bus_error(self, error: EntrepotError, where: str) -> None:
         self._log.warning("bus", kind=error.kind, why=error.message, where=where)
@@ -467,10 +476,12 @@ class Hub:
 
     async def _probe_buckets(self) -> None:
         """Look at all of them side by side, each look by itself: one that hangs is not begun again, and counts as
-        before until it is slow."""
+        before until it is slow. One that answered just now is taken at its word."""
         records = await self._registry.channels()
         for record in records:
-            if record.name not in self._looks:
+            kind, at = self._seen.get(record.name, ("", 0.0))
+            answered = kind == "ok" and time.monotonic() < at + _BUCKET_OK
+            if record.name not in self._looks and not answered:
                 begun = self._looks[record.name] = (time.monotonic(), asyncio.Event())
                 if not self._background.spawn(self._look_at_bucket(record, begun[1])):
                     del self._looks[record.name]

@@ -263,6 +263,45 @@ def database_url(settings: HubSettings) -> str:
     return f"sqlite:///{settings.folder.absolute() / DATABASE_NAME}"
 
 
+def ready_database(settings: HubSettings, database: Database) -> None:
+    """Bring the hub's database up to this version; one that was lost is not begun anew. Blocking.
+
+    Where it is another than :func:`create_hub` made, its tables are made here, as long as the first one knows no
+    channel and no node; that goes then, so that the other one is made only once. Raises NotFound (``no-such-file``)
+    for a database that is gone, or was emptied, and what :meth:`Database.migrate_now` raises.
+    """
+    first, file = settings.folder.absolute() / DATABASE_NAME, database.file
+    there = file is None or file.exists()
+    same = file is not None and (file == first or (there and first.exists() and file.samefile(first)))
+    unused = not same and _unused(first)
+    if not (unused or database.has_tables()):
+        which = "the database that hub.toml names" if file is None else str(file)
+        raise NotFound(
+            f"the hub's database was lost: {which} {'has no tables' if there else 'is gone'}",
+            kind="no-such-file",
+            hint="Restore it from a backup, or make it again from an export: entrepot-hub rebuild --from FILE",
+            folder=str(settings.folder),
+        )
+    database.migrate_now()
+    if unused:
+        for left in (first, *(first.with_name(first.name + end) for end in ("-wal", "-shm"))):
+            left.unlink(missing_ok=True)
+
+
+def _unused(path: Path) -> bool:
+    """Whether a hub's SQLite file is there, and no hub ever knew a channel or a node by it. Blocking."""
+    from entrepot_hub.adapters.export_rows import knows_nobody
+
+    database = Database(f"sqlite:///{path}")
+    try:
+        if not database.has_tables():
+            return False
+        with database.transaction() as connection:
+            return knows_nobody(connection)
+    finally:
+        database.close()
+
+
 def output_of(command: Sequence[str], what: str) -> str:
     """What a program prints, for secrets that lie elsewhere; ``what`` stands in errors. Blocking, for half a minute at
     most. Raises RetryLater, InvalidInput (``invalid-setting``), neither of them with what it printed."""

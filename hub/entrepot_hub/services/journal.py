@@ -14,12 +14,13 @@ from entrepot_hub.core.journal import Event, Gatherer, Run
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalSettings:
     """``flush``: seconds between two writes; ``keep``: for how long it remembers, in seconds; ``of_channel``: how many
-    runs of a channel at most; ``told``: how many of a stream it tells."""
+    runs of a channel at most; ``told``: how many of a stream it tells; ``step``: how many it forgets at once."""
 
     flush: float = 2.0
     keep: float = 14 * 86_400.0
     of_channel: int = 200_000
     told: int = 500
+    step: int = 10_000
 
 
 class Journal:
@@ -64,7 +65,10 @@ class Journal:
     async def prune(self) -> int:
         """Forget what is too old or too much; how many runs."""
         before = self._clock() - self.settings.keep
-        return await self._database.call(self._events.prune, before, self.settings.of_channel)
+        of_channel, step, gone = self.settings.of_channel, self.settings.step, 0
+        while some := await self._database.call(self._events.prune, before, of_channel, step):
+            gone += some
+        return gone
 
     async def aclose(self) -> None:
         """Keep everything. May be called again."""

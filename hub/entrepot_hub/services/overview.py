@@ -70,12 +70,14 @@ class SumsView(View, frozen=True, kw_only=True):
 
 
 class ChannelTop(View, frozen=True, kw_only=True):
-    """A channel: bytes, and counts of open wants and live grants."""
+    """A channel: bytes (``held``: the part of ``reserved`` that is held back after a rebuilding), and counts of open
+    wants and live grants."""
 
     name: str
     quota: int
     stored: int
     reserved: int
+    held: int
     wants: int
     uploading: int
     bucket: str
@@ -307,6 +309,7 @@ class Overview:
                     quota=each.quota,
                     stored=each.stored,
                     reserved=each.reserved,
+                    held=each.held,
                     wants=each.wants,
                     uploading=each.uploads,
                     bucket=buckets.get(each.name, "?"),

@@ -68,11 +68,13 @@ class RebuiltChannel(View, frozen=True, kw_only=True):
 
 
 class Rebuilt(View, frozen=True, kw_only=True):
-    """What was rebuilt. ``resumed``: it had been begun before."""
+    """What was rebuilt. ``resumed``: it had been begun before; ``changed`` False: it had been finished before, so that
+    nothing was done, and each channel's counts are those of then."""
 
     hub: str
     folder: str
     resumed: bool
+    changed: bool
     nodes: int
     channels: list[RebuiltChannel]
 
@@ -133,9 +135,9 @@ def _begin(
     """Put into the database who may do what; False if that was done before. With ``again`` it is done anew then, if
     nobody used it since: what is sealed there is sealed under a master key that went with a killed attempt.
     Blocking."""
-    database.migrate_now()
     ledger, settings, now = SqlLedger(database), ExchangeSettings(), clock()
     with database.transaction() as connection:
+        database.migrate_now()  # all or nothing: a killed attempt leaves no database that a hub could start with
         before, used = ledger.rebuilt_from()
         if before == export and not again:
             return False
@@ -199,17 +201,24 @@ async def _read_buckets(
             keeper = BucketKeeper(database, ledger, channels, ExchangeSettings(), clock)
             reconciler = Reconciler(database, ledger, channels, keeper, clock)
             found: list[RebuiltChannel] = []
+            changed = not resumed
             for name in await channels.names():
                 failed: EntrepotError | None = None
                 try:
-                    await reconciler.rebuild(name, partial(told, name))
+                    changed |= await reconciler.rebuild(name, partial(told, name))
                 except EntrepotError as error:
-                    failed = error  # told below: one bucket that does not answer keeps no other channel from its ledger
+                    changed, failed = (
+                        True,
+                        error,
+                    )  # told below: one bucket that does not answer keeps no other channel from its ledger
                 found.append(await database.call(_told, ledger, name, failed))
             detail: dict[str, object] = {"made_at": document.made_at, "adopted": sum(each.adopted for each in found)}
-            await registry.audit(ADMIN, _AUDIT, "hub", detail, now=clock())
+            if changed:
+                await registry.audit(ADMIN, _AUDIT, "hub", detail, now=clock())
             nodes = len(await registry.nodes())
-    return Rebuilt(hub=document.hub, folder=str(settings.folder), resumed=resumed, nodes=nodes, channels=found)
+    return Rebuilt(
+        hub=document.hub, folder=str(settings.folder), resumed=resumed, changed=changed, nodes=nodes, channels=found
+    )
 
 
 def _told(ledger: SqlLedger, name: str, error: EntrepotError | None) -> RebuiltChannel:

@@ -87,8 +87,9 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Calls a second, and at once after a pause: ``node_rate`` and ``node_burst`` of one node, ``address_rate`` and
     ``address_burst`` of one client address as far as no known node signed them; ``joins_rate`` and ``joins_burst``:
     joins that fail, of one address and with one invite. Calls at once: ``requests_of_one`` node
-    or address, ``requests`` of everybody; ``transfers``: uploads and downloads of folder buckets. ``connections``: open
-    at once. ``proxies``: addresses or networks of proxies in front whose ``X-Forwarded-For`` is believed.
+    or address, ``requests`` of everybody; ``transfers``: uploads and downloads of folder buckets, ``transfers_of_one``
+    address. ``connections``: open at once, ``connections_of_one`` address. ``proxies``: addresses or networks of
+    proxies in front whose ``X-Forwarded-For`` is believed.
     ``uploads``: objects that one node is granted at once. ``holders_of_member``, ``holders_of_channel``: streams that
     the hub remembers one member to hold, and all members of a channel together."""
 
@@ -101,7 +102,9 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     joins_burst: Many = 10
     requests_of_one: Many = 64
     requests: Many = 512
+    transfers_of_one: Many = 128
     transfers: Many = 512
+    connections_of_one: Many = 256
     connections: Many = 4096
     proxies: tuple[str, ...] = ()
     uploads: Many = 64

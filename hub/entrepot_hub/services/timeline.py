@@ -16,6 +16,7 @@ from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.adapters.sql_usage import SqlUsage
 from entrepot_hub.core.journal import EventKind, Run
 from entrepot_hub.core.prices import PriceList, cost, prices_for, rounded
+from entrepot_hub.core.queueing import with_held
 from entrepot_hub.core.usage import Tally
 from entrepot_hub.services.journal import Journal
 
@@ -41,7 +42,8 @@ class Timelines:
         url, changed = await self.database.call(self.usage.price_basis, channel)
         _, prices = prices_for(channel, url, changed)
         now = self.clock()
-        reason = self.reason(channel, stream.raw, now)
+        of = await self.registry.channel(channel)
+        reason = with_held(self.reason(channel, stream.raw, now), of.held, of.held_until) if info.wanted_by else None
         return Timeline(
             info=info,
             events=tuple(_event(run, names) for run in runs),

@@ -167,12 +167,15 @@ class UsageReport(View, frozen=True, kw_only=True):
 
 
 class QuotaView(View, frozen=True, kw_only=True):
-    """A quota that was set, and the one before. ``charged`` beyond it leaves in the background."""
+    """A quota that was set, and the one before. ``charged`` beyond it leaves in the background, but not the ``held``
+    bytes of it: they are held back after a rebuilding, until ``held_until``."""
 
     channel: str
     quota: int
     before: int
     charged: int
+    held: int = 0
+    held_until: float | None = None
 
 
 class PriceView(View, frozen=True, kw_only=True):
@@ -363,7 +366,14 @@ async def set_quota(desk: Desk, asked: QuotaSet, actor: str) -> QuotaView:
     desk.channels.forget(channel=asked.name)
     if desk.arbiter is not None:
         await desk.arbiter.within_quota()
-    return QuotaView(channel=after.name, quota=after.quota, before=before.quota, charged=after.charged)
+    return QuotaView(
+        channel=after.name,
+        quota=after.quota,
+        before=before.quota,
+        charged=after.charged,
+        held=after.held,
+        held_until=after.held_until,
+    )
 
 
 async def show(desk: Desk, asked: ChannelNamed, actor: str) -> ChannelDetail:

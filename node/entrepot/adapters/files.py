@@ -102,18 +102,28 @@ def translated(path: Path | str | None = None) -> Iterator[None]:
         raise translate(error, path) from error
 
 
-def disk_full(path: Path | str, needed: int | None = None, free: int | None = None) -> RetryLater:
-    """The error for a disk without room; ``needed`` and ``free`` in bytes where they are known."""
+def free_space(path: Path) -> int | None:
+    """Bytes free where ``path`` lies or will lie, None where that cannot be known."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(_existing(path)).free
+    return None
+
+
+def disk_full(path: Path | str, needed: int | None = None, free: int | None = None, reserve: int = 0) -> RetryLater:
+    """The error for a disk without room; ``needed`` and ``free`` in bytes where they are known, ``reserve`` the part of
+    ``needed`` that is always left free."""
     if free is None:
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(_existing(Path(path))).free
+        free = free_space(Path(path))
     figures = "" if needed is None else f": {needed:,} bytes are needed"
+    if needed is not None and reserve:
+        figures += f" ({reserve:,} of them stay free)"
     if free is not None:
         figures += f"{',' if figures else ':'} {free:,} bytes are free"
     return RetryLater(
         f"no room for {path}{figures}",
         kind="disk-full",
-        hint="Free some space (entrepot rm) or move the store to a larger disk; what was verified is kept.",
+        hint="Free some space on that disk (what was fetched: entrepot rm) or move the store to a larger one; "
+        "what was verified is kept.",
         path=str(path),
         needed=needed,
         free=free,
@@ -131,7 +141,7 @@ def require_space(path: Path, needed: int, reserve: int = 0) -> None:
     with translated(path):
         free = shutil.disk_usage(_existing(path)).free
     if needed + reserve > free:
-        raise disk_full(path, needed + reserve, free)
+        raise disk_full(path, needed + reserve, free, reserve)
 
 
 # ---- identity and opening

@@ -111,10 +111,11 @@ def show_info(settings: NodeSettings, target: str, channel: str | None, hub: str
 
     with interruptible(out, "Nothing was changed."):
         found = run(ask())
-    out.result(_info_document(found), *info_lines(found, time.time()))
+    out.result(info_document(found), *info_lines(found, time.time()))
 
 
-def _info_document(found: Info) -> dict[str, object]:
+def info_document(found: Info) -> dict[str, object]:
+    """``info`` for programs."""
     return {
         "uri": found.uri,
         "stream": found.stream,

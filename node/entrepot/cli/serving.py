@@ -216,8 +216,10 @@ def _hub_lines(view: HubView) -> list[str]:
     lines = [f"hub       {one_line(view.host)}  {view.state} for {since}, as {one_line(view.name)}"]
     if view.reason is not None:
         lines.append(f"          {one_line(view.reason.message)}")
-        if view.reason.hint:
-            lines.append(f"          {one_line(view.reason.hint)}")
+        # The bus's hint is for commands, which end: a daemon stays.
+        hint = "The daemon goes on trying." if view.reason.kind == "bus-unreachable" else view.reason.hint
+        if hint:
+            lines.append(f"          {one_line(hint)}")
     if view.channels:
         lines.append(f"channels  {', '.join(view.channels)}")
     if view.uploaded_objects or view.grants:
@@ -235,7 +237,8 @@ def _hub_lines(view: HubView) -> list[str]:
             one.stage,
             f"{format_size(one.sent)} / {format_size(one.size)}",
         ]
-        for one in view.uploads
+        # An object that is granted anew while the hub has not heard of the grant before is one upload: the newer.
+        for one in {(each.channel, each.stream, each.object): each for each in view.uploads}.values()
     ]
     return lines + table(rows)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entrepot.cli.holdings import info_lines
+from entrepot.cli.holdings import info_document, info_lines
 from entrepot.cli.options import Channel, Hub, Json, Quiet, check_channel, check_host
 from entrepot.cli.output import Output, counted, table
 from entrepot.cli.running import interruptible, run
@@ -59,7 +59,9 @@ def why(
 
     with interruptible(out, "Nothing was changed."):
         story = run(ask())
-    out.result({"uri": story.info.uri, "info": story.info, "timeline": story.timeline}, *story_lines(story))
+    out.result(
+        {"uri": story.info.uri, "info": info_document(story.info), "timeline": story.timeline}, *story_lines(story)
+    )
 
 
 def story_lines(story: Story) -> list[str]:
@@ -119,7 +121,9 @@ def _told(event: StreamEvent) -> str:
             cause = "the quota was lowered" if detail.get("because") == "lower-quota" else "for room"
             other = detail.get("for")
             cause = f"{cause} for {other[:12]}…" if other else cause
-            lacked = "; somebody still wanted it" if detail.get("wanted") == "yes" else ""
+            lacked = {"yes": "; somebody still wanted it", "no": "; nobody wanted it then"}.get(
+                detail.get("wanted", ""), ""
+            )
             words = f"{_objects(event)}, {cause}{lacked}"
         case "condemned":
             words = f"{_objects(event)}, uploaded by {who}: it does not verify"

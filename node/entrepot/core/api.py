@@ -25,6 +25,17 @@ PublicKey = Annotated[str, msgspec.Meta(pattern="^[A-Z2-7]{56}$")]
 ChannelName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9]{1,32}$")]
 NodeName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
+_RIGHT = "(request|provide|(request|provide):(files|feeds|results)|read|owner|keeper|worker)"
+#: Rights as words with commas between them, as they are asked for. The hub checks them itself, with a better error.
+RightsText = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=2000,
+        extra_json_schema={"pattern": f"^ *{_RIGHT} *(, *{_RIGHT} *)*$", "examples": ["request,provide"]},
+    ),
+]
+#: How many nodes may join by an invite; checked like rights.
+Uses = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": 100_000})]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -37,8 +48,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinRequest(Body, frozen=True, kw_only=True):
-    """``POST /v1/join``: I was invited. ``mac`` is :func:`entrepot.core.invite.join_proof`; ``name`` is what
-    others will see me as."""
+    """``POST /v1/join``: I was invited. ``mac`` proves that the invite's secret is known (docs/protocol.md
+    has its bytes); ``name`` is what others will see me as."""
 
     invite: InviteId
     node: PublicKey
@@ -94,8 +105,8 @@ class SessionInfo(Answer, frozen=True, kw_only=True):
 
 
 class HubInfo(Answer, frozen=True, kw_only=True):
-    """``GET /v1/hub``: which hub this is. ``proof``: its signature of :func:`entrepot.core.invite.hub_statement`, 128
-    hex digits, if it was challenged at one of its own addresses."""
+    """``GET /v1/hub``: which hub this is. ``proof``: its Ed25519 signature, 128 hex digits, over ``entrepot.hub``, a
+    zero byte, the challenge's 16 bytes and the address as text, if it was challenged at one of its own addresses."""
 
     hub: PublicKey
     version: Text
@@ -123,7 +134,7 @@ class StreamInfo(Answer, frozen=True, kw_only=True):
 
 
 class Fault(Answer, frozen=True, kw_only=True):
-    """An error as :func:`entrepot.core.errors.to_wire` writes it."""
+    """An error: programs compare ``kind``, people read ``message`` and ``hint``."""
 
     kind: Annotated[str, msgspec.Meta(max_length=200)]
     message: Text
@@ -178,19 +189,19 @@ class InviteRequest(Body, frozen=True, kw_only=True):
     """``POST /v1/channels/{channel}/invites`` (signed, owners): an invite for ``uses`` nodes, good for
     ``life`` seconds."""
 
-    uses: int = 1
+    uses: Uses = 1
     life: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 7 * 86_400
-    rights: Text = "request,provide"
+    rights: RightsText = "request,provide"
 
 
 class GrantRequest(Body, frozen=True, kw_only=True):
     """``PUT /v1/channels/{channel}/members/{node}`` (signed, owners): exactly these rights."""
 
-    rights: Text
+    rights: RightsText
 
 
 class ChannelView(Answer, frozen=True, kw_only=True):
-    """A channel."""
+    """A channel. ``held`` of the ``charged`` bytes are held back after a rebuilding, until ``held_until``."""
 
     name: Text
     bucket: Text
@@ -202,6 +213,8 @@ class ChannelView(Answer, frozen=True, kw_only=True):
     public_read: bool
     created_at: float
     binds: dict[str, bool]
+    held: int = 0
+    held_until: float | None = None
 
 
 class MemberView(Answer, frozen=True, kw_only=True):

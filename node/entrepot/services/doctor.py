@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from entrepot.adapters.hub_client import HubClient
 from entrepot.adapters.store import Store
@@ -32,6 +33,7 @@ type Outcome = Literal["ok", "note", "warning", "failure"]
 #: Bytes free on the disk below which that is worth a warning.
 LOW: Final = 1 << 30
 _PATIENCE: Final = 15.0  # seconds for one look
+_FILES: Final = 8.0  # seconds in which the store's files are looked at
 _SKEW: Final = 5.0  # seconds that a clock may be off without a word
 
 
@@ -78,13 +80,18 @@ class Doctor:
             return Check("store", "note", "empty: nothing was added or fetched yet")
         async with Store(self._settings.store_folder, self._settings.store) as store:
             size = await store.size()
-            stale, after = [], None
-            while page := await store.streams(None, after):
-                stale += [entry.name or str(entry.stream) for entry in page if entry.stale]
-                after = page[-1].stream
+            stale: dict[str, None] = {}
+            loop = asyncio.get_running_loop()
+            after: int | None = 0
+            until = loop.time() + _FILES
+            while after is not None and loop.time() < until:
+                found, after = await store.altered(after)
+                stale |= dict.fromkeys(found)
         text = f"{size.streams:,} streams, {format_size(size.stored)} stored and {format_size(size.linked)} linked"
+        if after is not None:
+            text += "; too many to look at each file"
         if stale:
-            some = ", ".join(stale[:3]) + (" …" if len(stale) > 3 else "")
+            some = ", ".join(list(stale)[:3]) + (" …" if len(stale) > 3 else "")
             mend = "Add them again, put the files back, or let go of them: entrepot rm."
             return Check("store", "warning", f"{text}; changed or gone and not served: {some}", mend)
         return Check("store", "ok", text)
@@ -96,10 +103,13 @@ class Doctor:
             return Check("daemon", "note", "none runs: nothing is offered to others", "Start one: entrepot up")
         except EntrepotError as error:
             return _failed("daemon", error)
-        down = [hub.host for hub in status.hubs if hub.state != "up"]
+        down = [
+            f"{hub.host}{f' ({hub.reason.message})' if hub.reason else ''}" for hub in status.hubs if hub.state != "up"
+        ]
         if down:
             reason = f"runs (pid {status.pid}), not connected to {', '.join(down)}"
-            return Check("daemon", "warning", reason, "The lines of these hubs below say why.")
+            mend = "It goes on trying by itself; the lines below say how each hub is now."
+            return Check("daemon", "warning", reason, mend)
         return Check("daemon", "ok", f"runs (pid {status.pid}), offers {status.streams:,} streams")
 
     # -- there --------------------------------------------------------------------------------------------------
@@ -126,6 +136,7 @@ class Doctor:
             entered = await self._tried(f"{name} rights", self._enter(stack, session))
             yield entered
             if entered.error is not None:
+                yield Check(f"{name} bus", "note", "not tried, nor any bucket: the hub has to let this node in first")
                 return
             bus = await self._tried(f"{name} bus", self._bus(session))
             yield bus
@@ -138,7 +149,8 @@ class Doctor:
         await stack.enter_async_context(session)
         name, channels = f"{session.hub.host} rights", session.channels.values()
         if not channels:
-            return Check(name, "warning", "none: this node is in no channel there", "Ask an owner for an invite.")
+            text, mend = "none: this node is in no channel there", "Ask an owner for an invite, or for the rights back."
+            return Check(name, "failure", text, mend, Denied(f"{name}: {text}", kind="no-right", hint=mend))
         return Check(name, "ok", "; ".join(f"{channel.name}: {channel.rights or 'none'}" for channel in channels))
 
     async def _bus(self, session: Session) -> Check:
@@ -150,10 +162,13 @@ class Doctor:
     async def _bucket(self, session: Session, transfers: Transfers, channel: JoinedChannel) -> Check:
         loop = asyncio.get_running_loop()
         trial = await session.client.read_trial(channel.name)
-        began = loop.time()
-        await transfers.reach(SignedRequest("GET", trial.url, trial.headers))
-        took = loop.time() - began
-        return Check(f"{session.hub.host} {channel.name} bucket", "ok", f"reached in {1000 * took:.0f} ms")
+        name, began = f"{session.hub.host} {channel.name} bucket", loop.time()
+        try:
+            await transfers.reach(SignedRequest("GET", trial.url, trial.headers))
+        except EntrepotError as error:
+            mend = error.hint or f"The hub's operator can look closer: entrepot-hub channel doctor {channel.name}"
+            return Check(name, "failure", f"{error.message} (asked: {urlsplit(trial.url).netloc})", mend, error)
+        return Check(name, "ok", f"reached in {1000 * (loop.time() - began):.0f} ms")
 
     async def _tried(self, name: str, look: Awaitable[Check]) -> Check:
         try:
@@ -190,11 +205,12 @@ def _look_at_home(settings: NodeSettings) -> list[Check]:
             )
         else:
             found.append(Check("key", "ok", "only yours"))
-    found.append(_disk(home))
+    found.append(_disk(home, settings.store.reserve))
     return found
 
 
-def _disk(home: Path) -> Check:
+def _disk(home: Path, reserve: int) -> Check:
+    """``reserve``: bytes that the store leaves free: with fewer, nothing can be fetched."""
     place = home
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -203,8 +219,12 @@ def _disk(home: Path) -> Check:
     except OSError as error:
         return Check("disk", "warning", f"cannot be looked at: {error.strerror}")
     text = f"{format_size(usage.free)} of {format_size(usage.total)} free"
+    mend = "Free some space, or move the home to a larger disk."
+    if usage.free < reserve:
+        text += f": nothing can be fetched, for {format_size(reserve)} are kept free"
+        return Check("disk", "failure", text, mend, RetryLater(f"no room: {text}", kind="disk-full", hint=mend))
     if usage.free < LOW:
-        return Check("disk", "warning", text, "Free some space, or move the home to a larger disk.")
+        return Check("disk", "warning", text, mend)
     return Check("disk", "ok", text)
 
 
@@ -212,12 +232,14 @@ def _clock(name: str, offset: float | None) -> Check:
     if offset is None:
         return Check(f"{name} clock", "note", "the hub does not say what time it is")
     # The hub tells whole seconds.
-    off, way = abs(offset), "behind" if offset > 0 else "ahead"
+    off, way = abs(offset), "behind" if offset > 0 else "ahead of"
     text = f"{format_duration(off)} {way} the hub's" if off >= 2 else "as the hub's"
-    mend = "Set this machine's clock: what it signs is refused otherwise (for example, install chrony)."
+    mend = "Set this machine's clock (for example, install chrony): "
     if off > WINDOW:
+        mend += "what it signs is refused."
         error = Denied(f"this machine's clock is {text}", kind="clock-skew", hint=mend)
         return Check(f"{name} clock", "failure", text, mend, error)
+    mend += f"beyond {format_duration(WINDOW)} what it signs is refused."
     return Check(f"{name} clock", "warning" if off > _SKEW else "ok", text, mend if off > _SKEW else None)
 
 

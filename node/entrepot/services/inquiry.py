@@ -37,9 +37,7 @@ class Inquiry:
 
         A hub that cannot be reached is told in ``hub_reason``. Raises ``no-such-stream`` if nobody knows it.
         """
-        entry: Entry | None = None
-        with contextlib.suppress(NotFound):
-            entry = await self._store.entry(meant.stream)
+        present, entry = await self._here(meant)
         known: JoinedChannel | None = None
         reason: str | None = None
         told: StreamInfo | None = None
@@ -60,21 +58,27 @@ class Inquiry:
                 if entry is None:
                     raise
                 reason = error.message
-        return await self._info(meant, entry, known, told, reason)
+        return self._info(meant, entry, present, known, told, reason)
 
     async def why(self, meant: Meant) -> Story:
         """What happened to a stream, by its hub. Raises as the hub answers: ``no-such-stream``, ``hub-unreachable``."""
-        entry: Entry | None = None
-        with contextlib.suppress(NotFound):
-            entry = await self._store.entry(meant.stream)
+        present, entry = await self._here(meant)
         session, known = await self._connections.enter(meant.channel, meant.host)
         timeline = await session.client.timeline(known.name, meant.stream)
-        return Story(await self._info(meant, entry, known, timeline.info, None), timeline)
+        return Story(self._info(meant, entry, present, known, timeline.info, None), timeline)
 
-    async def _info(
+    async def _here(self, meant: Meant) -> tuple[int, Entry | None]:
+        """The bytes that are here now, and what the store then has of the stream."""
+        present = await self._store.present(meant.stream)
+        with contextlib.suppress(NotFound):
+            return present, await self._store.entry(meant.stream)
+        return 0, None
+
+    def _info(
         self,
         meant: Meant,
         entry: Entry | None,
+        present: int,
         known: JoinedChannel | None,
         told: StreamInfo | None,
         reason: str | None,
@@ -84,17 +88,9 @@ class Inquiry:
             opening = Opening.decode(bytes.fromhex(told.opening))
             if not opening.proves(meant.stream):
                 raise RetryLater("the hub's opening does not prove the stream id", stream=str(meant.stream))
-        held = entry is not None and entry.complete and not entry.stale
+        held = entry is not None and entry.complete and present == entry.opening.length
         geometry = None if opening is None or known is None else Geometry(opening.length, known.lock)
-        missing = None if opening is None else 0 if held else opening.length
-        if missing and known is not None and opening is not None and entry is not None:
-            holding = await self._store.holds(meant.stream, known.scope, known.lock)
-            if holding is not None and geometry is not None:
-                here = sum(
-                    geometry.object_span(last)[0] + geometry.object_span(last)[1] - geometry.object_span(first)[0]
-                    for first, last in holding.objects
-                )
-                missing = opening.length - here
+        missing = None if opening is None else opening.length - present
         uri = StreamUri(
             meant.channel or (known.name if known is not None else "unknown"),
             meant.host or (known.hub.host if known is not None else None),

@@ -257,6 +257,17 @@ def test_a_session_that_is_back_keeps_its_grants(ledger: Ledger) -> None:
     assert {grant.lease_until for grant in ledger.restore("A", "s1", 30.0, 14.0)} == {14.0}
 
 
+def test_sessions_that_upload_are_told_from_those_that_do_not(ledger: Ledger) -> None:
+    """Of any number of sessions those with live grants are found, and only those that were asked for."""
+    granted(ledger, ref(0))
+    granted(ledger, ref(1), session="s2")
+    over = granted(ledger, ref(2), node="B")
+    ledger.end_grant(over.grant, GrantStatus.FAILED, None, 10.0)
+    many = [("A", f"made-up-{number}") for number in range(2000)] + [(f"N{number}", "s1") for number in range(2000)]
+    assert ledger.uploading([*many, ("A", "s1"), ("B", "s1")]) == {("A", "s1")}
+    assert ledger.uploading([]) == set()
+
+
 def test_objects_are_looked_after_in_the_order_in_which_they_were_granted(ledger: Ledger) -> None:
     """Grants of several channels made together are swept in their own order, not channel by channel."""
     refs = [ref(0, channel="other"), ref(1), ref(2, channel="other"), ref(3)]

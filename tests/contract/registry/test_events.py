@@ -78,8 +78,8 @@ async def test_a_database_that_fails_costs_nothing(
 
 
 async def test_what_is_old_or_too_much_is_forgotten(database: Database, registry: Registry) -> None:
-    """Runs that ended long ago go, and of each channel all but the latest."""
-    settings = JournalSettings(keep=1000.0, of_channel=3)
+    """Runs that ended long ago go, and of each channel all but the latest, in however many steps."""
+    settings = JournalSettings(keep=1000.0, of_channel=3, step=1)
     journal = Journal(database, lambda: 2000.0, settings)
     journal.note(event(10.0, node="old"))
     for number in range(5):

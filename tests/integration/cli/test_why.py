@@ -107,8 +107,47 @@ def test_a_node_that_is_ill(nodes: Nodes, hub: HubProcess) -> None:
     assert "FAILED   key: " in shown.stdout
     assert "chmod 600" in shown.stdout
     assert f"FAILED   {hub.host} demo bucket: " in shown.stdout
+    assert f"(asked: {hub.host})" in shown.stdout
+    assert "entrepot-hub channel doctor demo" in shown.stdout
     hubs = ill.home / "hubs.json"
     hubs.write_text(hubs.read_text().replace(hub.url, "http://127.0.0.1:9"))
     (ill.home / "seed").chmod(0o600)
     gone = ill.run("doctor")
     assert (gone.returncode, "is the hub running" in gone.stdout.lower()) == (6, True), gone.stdout
+
+
+def test_files_that_changed_are_noticed_at_once(lab: Cli) -> None:
+    """A linked file that was changed is named by doctor before anything else looked at it, which changes nothing; and
+    why does not say that it is here."""
+    uri = added(lab, "edited.nwb")
+    assert re.search("^here +all of it$", lab.run("why", uri).stdout, re.MULTILINE)
+    with (lab.folder / "edited.nwb").open("ab") as file:
+        file.write(b"x")
+    shown = lab.run("doctor", "--quiet")
+    assert (shown.returncode, "changed or gone and not served: edited.nwb" in shown.stdout) == (0, True), shown.stdout
+    assert re.search("^here +nothing$", lab.run("why", uri).stdout, re.MULTILINE)
+    (lab.folder / "edited.nwb").unlink()
+    assert lab.run("rm", uri, "--force").returncode == 0
+
+
+def test_a_part_that_is_here_is_told(lab: Cli, office: Cli) -> None:
+    """After a range was read, info and why tell how much is here, in the same fields."""
+    uri = added(lab, "part.nwb")
+    assert len(office.data("cat", uri, "--range", "0-20000")) == 20_001
+    info = json.loads(office.run("info", uri, "--json").stdout)
+    assert info["missing"] == 300_000 - 2 * 16_384
+    assert info["held"] is False
+    assert re.search("^here +32.0 KiB of 293 KiB$", office.run("info", uri).stdout, re.MULTILINE)
+    story = json.loads(office.run("why", uri, "--json").stdout)
+    assert set(story["info"]) == set(info)
+    assert story["info"]["missing"] == info["missing"]
+
+
+def test_a_node_that_was_revoked(nodes: Nodes, hub: HubProcess) -> None:
+    """A node in no channel any more has failed, and with it what could not be tried."""
+    gone = nodes.member("gone", hub, "demo")
+    hub.run("channel", "revoke", "demo", "gone")
+    shown = gone.run("doctor")
+    assert shown.returncode == 4, shown.stdout
+    assert f"FAILED   {hub.host} rights: " in shown.stdout
+    assert f"note     {hub.host} bus: not tried" in shown.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 from tests.servers.nats import Nats
@@ -166,3 +167,41 @@ async def test_a_connection_without_a_sessions_name_has_no_session(nats: Nats) -
             await bus.wait_connected(5)
             await until(lambda: bool(events))
     assert (events[0].node, events[0].session, events[0].kind) == (member.public, None, None)
+
+
+async def test_the_servers_tell_who_is_connected(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All connections of nodes are found, page after page, as their events named them; the hub's own is not."""
+    monkeypatch.setattr("entrepot_hub.adapters.accounts._TURN", 0.3)
+    monkeypatch.setattr("entrepot_hub.adapters.accounts._PAGE", 2)
+    members = [nats.member([("demo", ["request"])]) for _ in range(5)]
+    events: list[ConnectionEvent] = []
+    async with nats.system() as system, nats.hub() as hub, AsyncExitStack() as stack:
+        await system.wait_connected(5)
+        await hub.wait_connected(5)
+        accounts = Accounts(system, nats.identity, clock=time.time)
+        await accounts.listen(events.append)
+        for number, member in enumerate(members):
+            name = subjects.connection_name(SESSION, "daemon") if number else "something else"
+            bus = await stack.enter_async_context(member.bus(name=name))
+            await bus.wait_connected(5)
+        await until(lambda: len(events) == len(members))
+        found = await accounts.connections()
+        assert sorted(found, key=lambda each: each.connection) == sorted(events, key=lambda each: each.connection)
+
+
+async def test_a_connection_is_ended(nats: Nats) -> None:
+    """The server ends the one that it is told, and no other of the node."""
+    member = nats.member([("demo", ["request"])])
+    events: list[ConnectionEvent] = []
+    async with nats.system() as system:
+        await system.wait_connected(5)
+        accounts = Accounts(system, nats.identity, clock=time.time)
+        await accounts.listen(events.append)
+        async with member.bus() as stays, member.bus(name="something else") as ends:
+            await stays.wait_connected(5)
+            await ends.wait_connected(5)
+            await until(lambda: len(events) == 2)
+            await accounts.kick(next(each.connection for each in events if each.session is None))
+            await until(lambda: any(not each.connected for each in events))
+            await until(lambda: ends.stats.losses == 1)
+            assert stays.stats.losses == 0

@@ -150,7 +150,7 @@ type MakeHub = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
-    """Starts hubs; ``more`` are routes besides, ``checks`` what ``/readyz`` looks at."""
+    """Starts hubs; ``more`` are routes besides, ``checks`` what ``/readyz`` looks at, ``public`` addresses besides."""
     from contextlib import AsyncExitStack
 
     async with AsyncExitStack() as stack:
@@ -164,6 +164,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             readiness_clock: Callable[[], float] = time.monotonic,
             warnings: tuple[str, ...] = (),
             lesser: tuple[str, ...] = (),
+            public: tuple[str, ...] = (),
         ) -> Served:
             nonlocal count
             count += 1
@@ -172,7 +173,7 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
             port = free_port()
             settings = HubSettings(
                 folder=folder,
-                urls=(f"http://127.0.0.1:{port}", "http://localhost"),
+                urls=(f"http://127.0.0.1:{port}", "http://localhost", *public),
                 listen=Listen("127.0.0.1", port),
                 limits=limits or LimitSettings(),
             )

@@ -56,6 +56,10 @@ class Place:
         """The export, made."""
         return self.command.json("export", str(self.export), *self.words, **more)
 
+    def told(self, *words: str) -> Any:
+        """What a command tells in JSON."""
+        return self.command.json(*words)
+
     def lose(self) -> None:
         """All that the hub had on its disk is gone."""
         shutil.rmtree(self.hub)
@@ -97,11 +101,17 @@ class Place:
             }.items()
         }
         for channel in found["channels"]:
-            channel.pop("charged")  # what is held back is charged
+            _forget_held(channel)
         for name in ("demo", "more"):
-            found[name]["channel"].pop("charged")
+            _forget_held(found[name]["channel"])
         found["keys"].pop("now")
         return found
+
+
+def _forget_held(channel: dict[str, Any]) -> None:
+    """Without what is held back for a while, which is charged."""
+    for field in ("charged", "held", "held_until"):
+        channel.pop(field)
 
 
 def members(database: str, hub: Path) -> None:
@@ -126,7 +136,6 @@ def begin(place: Place, database: str | None = None, quota: str = "4M") -> None:
     if database is not None:
         with (place.hub / "hub.toml").open("a") as file:
             file.write(f'\n[database]\nurl = "{database}"\n')
-        (place.hub / "hub.db").unlink()
     place.bucket.mkdir(exist_ok=True)
     sizes = ("--quota", quota, "--miniblock", "16K", "--object", "64K")
     command("channel", "create", "demo", "--bucket", place.bucket.as_uri(), *sizes)
@@ -231,7 +240,7 @@ def restored(place: Place, text: str) -> None:
     asyncio.run(rebuild_hub(place.hub, document, place.export.read_bytes(), settings_text=text))
 
 
-def _killed(_: Path) -> None:
+def _killed(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -351,6 +360,124 @@ def test_where_only_the_database_was_lost(place: Place) -> None:
     assert found["channels"][0]["adopted"] == 2
     assert place.state() == before
     assert {name: (place.hub / name).read_bytes() for name in kept} == kept
+
+
+@pytest.mark.parametrize("left", ["gone", "empty"])
+def test_no_empty_hub_takes_the_place_of_a_lost_one(place: Place, left: str) -> None:
+    """Where the database is gone from a hub's folder, or has nothing in it, no command begins a new one: not ``serve``,
+    and none that works without a hub. The error names the way back, and that way is free."""
+    begin(place)
+    place.make()
+    for path in place.hub.glob("hub.db*"):
+        path.unlink()
+    if left == "empty":
+        (place.hub / "hub.db").touch()
+    before = sorted(place.hub.iterdir())
+    done = place.command("serve", code=3)
+    assert "the hub's database was lost" in done.stderr
+    assert "entrepot-hub rebuild --from FILE" in done.stderr
+    for words in (["channel", "list"], ["status"], ["export", str(place.export), *place.words]):
+        error = place.command.error(*words, code=3)
+        assert (error["kind"], "rebuild --from" in error["hint"]) == ("no-such-file", True)
+    assert sorted(path for path in place.hub.iterdir() if path.name[6:] not in {"-wal", "-shm"}) == before
+    place.rebuild()
+    assert [channel["name"] for channel in place.told("channel", "list")] == ["demo"]
+
+
+def test_another_database_is_begun_once(place: Place, postgres: PostgreSQL) -> None:
+    """The tables of the database that hub.toml names are made while the one of ``init`` is unused, which goes then:
+    emptied later, it is a lost one."""
+    begin(place, postgres.empty())
+    assert not (place.hub / "hub.db").exists()
+    settings = place.hub / "hub.toml"
+    old = next(line for line in settings.read_text().splitlines() if line.startswith("url = "))
+    settings.write_text(settings.read_text().replace(old, f'url = "{postgres.empty()}"'))
+    assert place.command.error("channel", "list", code=3)["kind"] == "no-such-file"
+    settings.write_text(settings.read_text().replace("\n[database]\n", "\n[database]\n#"))
+    assert place.command.error("channel", "list", code=3)["kind"] == "no-such-file"
+
+
+def test_a_database_in_use_stays_where_another_is_named(place: Place, postgres: PostgreSQL) -> None:
+    """The channels of a hub are not left behind unseen: where its own database knows some, an empty one is not begun.
+    The same file by another name is no other database."""
+    begin(place)
+    settings = place.hub / "hub.toml"
+    text = settings.read_text()
+    settings.write_text(f'{text}\n[database]\nurl = "{postgres.empty()}"\n')
+    assert place.command.error("channel", "list", code=3)["kind"] == "no-such-file"
+    (place.folder / "other").symlink_to(place.hub)
+    settings.write_text(f'{text}\n[database]\nurl = "sqlite:///{place.folder}/other/hub.db"\n')
+    assert [channel["name"] for channel in place.told("channel", "list")] == ["demo"]
+    place.lose()
+    place.command("init", "--url", "http://127.0.0.1:8480")
+    settings.write_text(f'{text}\n[database]\nurl = "sqlite:///{place.folder}/other/hub.db"\n')
+    assert place.told("channel", "list") == []
+    assert (place.hub / "hub.db").exists()
+
+
+def test_a_killed_rebuilding_leaves_no_empty_hub(place: Place) -> None:
+    """A rebuilding into the folder of a hub that ends before its content is written leaves no database that a hub would
+    start with."""
+    begin(place)
+    place.make()
+    for path in place.hub.glob("hub.db*"):
+        path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("entrepot_hub.services.rebuild.write_document", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            restored(place, "")
+    assert place.command.error("channel", "list", code=3)["kind"] == "no-such-file"
+    place.rebuild()
+
+
+def test_a_finished_rebuilding_is_not_done_again(place: Place) -> None:
+    """The same command on a hub that was rebuilt and used since says that it changed nothing, and notes nothing."""
+    begin(place)
+    place.make()
+    place.put(stream(2), 0, 1)
+    place.lose()
+    assert place.rebuild()["changed"]
+    place.command("channel", "quota", "demo", "8M")
+    before = place.log()
+    assert not place.rebuild()["changed"]
+    done = place.command("rebuild", "--from", str(place.export), *place.words)
+    assert done.stdout.endswith("was rebuilt from this export before: nothing is changed\n")
+    assert place.log() == before
+    assert place.told("channel", "list")[0]["quota"] == 8 << 20
+
+
+def test_what_is_held_back_is_named(place: Place) -> None:
+    """Status, channel, quota and doctor say how much of what is used is held back after a rebuilding, and until when:
+    that a smaller quota does not evict it."""
+    begin(place, quota="1M")
+    place.make()
+    place.put(stream(2), 0, 1)
+    place.lose()
+    demo = place.rebuild()["channels"][0]
+    shown = place.told("channel", "show", "demo")["channel"]
+    assert (shown["held"], shown["held_until"]) == (demo["held"], demo["held_until"])
+    status = place.told("status")
+    assert (status["held"], status["held_until"]) == (demo["held"], demo["held_until"])
+    for words in (("status",), ("channel", "show", "demo")):
+        assert "KiB held back until 20" in place.command(*words).stdout
+    assert "held back" in place.command("channel", "doctor", "demo", "--no-upload").stdout
+    done = place.command("channel", "quota", "demo", "256K")
+    assert "128 KiB are over it and are evicted" in done.stderr
+    assert "KiB held back until 20" in done.stderr
+    assert place.told("channel", "quota", "demo", "256K")["held"] == demo["held"]
+
+
+def test_where_an_export_cannot_go(place: Place) -> None:
+    """Into a folder's place, or a folder that is not there: said before anything is asked or made. A password that
+    others of this machine can read is told of."""
+    begin(place)
+    assert place.command.error("export", str(place.folder), *place.words, code=2)["kind"] == "invalid-input"
+    assert place.command.error("export", str(place.folder / "no" / "e"), *place.words, code=3)["kind"] == "no-such-file"
+    place.password.chmod(0o644)
+    told = f"chmod 600 {place.password}"
+    assert told in place.command("export", str(place.export), *place.words).stderr
+    place.password.chmod(0o600)
+    assert told not in place.command("export", "--check", str(place.export), *place.words).stderr
 
 
 def test_what_lies_in_the_bucket_is_sorted(place: Place) -> None:

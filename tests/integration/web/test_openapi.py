@@ -30,15 +30,17 @@ from schemathesis.core.result import Ok
 from tests.integration.web.conftest import MakeHub, Served
 
 from entrepot.core import api
-from entrepot.core.errors import KINDS
+from entrepot.core.errors import KINDS, InvalidInput
 from entrepot.core.identifiers import Opening
 from entrepot.core.nkeys import SigningKey
+from entrepot.core.rights import SHORT_RIGHTS
 from entrepot.core.signing import sign_request
 from entrepot_hub.adapters.buckets.folder import FolderBucket
 from entrepot_hub.adapters.buckets.folder_web import FolderWeb
+from entrepot_hub.core.members import Right, Rights
 from entrepot_hub.services.settings import LimitSettings
 from entrepot_hub.services.web.errors import status_of
-from entrepot_hub.services.web.openapi import CALLS, PATH, PLACES, Call, document, kinds_of
+from entrepot_hub.services.web.openapi import CALLS, FIELDS, PATH, PLACES, Call, document, kinds_of
 
 #: Whoever asks at random asks more often than a node may.
 WIDE = LimitSettings(node_rate=10_000, node_burst=100_000, address_rate=10_000, address_burst=100_000)
@@ -111,6 +113,53 @@ def test_every_call_may_be_told_to_wait(call: Call) -> None:
     for status in ("429", "503"):
         assert answers[status] == {"$ref": f"#/components/responses/{status}"}
         assert told["components"]["responses"][status]["headers"]["Retry-After"]["required"]
+
+
+def test_everything_is_described_for_people() -> None:
+    """Every form and every field has a sentence on one line, without markup of Python; none is told that is not
+    there."""
+    used = set()
+    for name, form in of_code()["components"]["schemas"].items():
+        for told in (form, *form.get("properties", {}).values()):
+            assert told["description"].endswith((".", "?")), (name, told)
+            assert not set("\n") & set(told["description"])
+            assert "``" not in told["description"]
+            assert ":func:" not in told["description"]
+            assert "  " not in told["description"]
+        for field in form.get("properties", {}):
+            used.add(f"{name}.{field}" if f"{name}.{field}" in FIELDS else field)
+    assert used == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("rights", "good"),
+    [
+        *((word, True) for word in (*SHORT_RIGHTS, *Right)),
+        ("request, provide,owner", True),
+        ("", False),
+        ("request,", False),
+        ("owner:files", False),
+        ("Request", False),
+        ("root", False),
+    ],
+)
+def test_rights_in_the_document_are_those_of_the_hub(rights: str, good: bool) -> None:
+    """A client that goes by the document asks for no rights that the hub does not know, and may ask for all it does."""
+    form = of_code()["components"]["schemas"]["GrantRequest"]
+    assert jsonschema_rs.is_valid(form, {"rights": rights}) is good
+    with contextlib.nullcontext() if good else pytest.raises(InvalidInput):
+        Rights.parse(rights)
+
+
+async def test_uses_in_the_document_are_those_of_the_hub(make_hub: MakeHub) -> None:
+    """The document bounds the uses of an invite where the hub does."""
+    form = of_code()["components"]["schemas"]["InviteRequest"]
+    hub = await make_hub()
+    await hub.channel()
+    for uses, good in ((0, False), (1, True), (100_000, True), (100_001, False)):
+        assert jsonschema_rs.is_valid(form, {"uses": uses}) is good
+        with contextlib.nullcontext() if good else pytest.raises(InvalidInput):
+            await hub.invite(uses=uses)
 
 
 def test_bodies_are_those_that_handlers_decode() -> None:

@@ -227,3 +227,24 @@ async def test_answers_carry_security_headers(hub, http: aiohttp.ClientSession):
             assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
             assert response.headers["Cache-Control"] == "no-store"
             assert response.headers["Server"] == "entrepot"
+
+
+@pytest.mark.parametrize(
+    ("public", "forwarded", "proves"),
+    [(True, None, True), (True, "192.0.2.1", False), (False, "192.0.2.1", True)],
+)
+async def test_localhost_is_proved_to_this_machine_alone(make_hub, http, public, forwarded, proves):
+    """A hub with a public address signs for its loopback one only where a program here asks: at a stranger's machine
+    that address is another program, which would pass the question on. For the public address it signs to everybody."""
+    hub = await make_hub(public=("https://hub.example.org",) if public else ())
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+
+    async def proof(address):
+        query = {"challenge": "0" * 32, "address": address}
+        async with http.get(f"{hub.url}/v1/hub", params=query, headers=headers) as response:
+            assert response.status == 200
+            return (await response.json())["proof"]
+
+    for address in (hub.url, "http://localhost"):
+        assert bool(await proof(address)) is proves
+    assert bool(await proof("https://hub.example.org")) is public

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,8 +16,10 @@ from aiohttp import web
 from tests.integration.web.test_join import ask
 
 from entrepot.adapters.hub_client import HubClient, HubClientSettings
+from entrepot.core.api import MAX_REQUEST
 from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot_hub.services.settings import LimitSettings, parse_settings
+from entrepot_hub.services.web import app, shedding
 
 #: Nothing comes back within a test.
 NEVER = 0.001
@@ -28,6 +32,29 @@ async def get(http, url, path="/v1/hub", **headers):
 
 async def ask_signed(http, signed, hub, key):
     return await signed(key, f"{hub.url}/v1/session").send(http)
+
+
+def elsewhere():
+    """A client at another address of this machine."""
+    connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30))
+
+
+async def answered(url):
+    """The status, once a connection is let in."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with aiohttp.ClientSession() as http:
+                    return (await get(http, url))[0]
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def lasting(monkeypatch):
+    """Connections that ask nothing are kept for longer than a test lasts."""
+    monkeypatch.setattr(app, "_FIRST_REQUEST", 600.0)
 
 
 def too_many(answer):
@@ -145,15 +172,19 @@ async def test_invites_are_not_guessed(make_hub, http, report):
     report("attacks", attack="an invite guessed", defended_by="128 bits; ten failures, then one every 10 s")
 
 
-async def test_everybody_together_is_bounded(make_hub, http, report):
-    """When so many requests are under way, one more is told to come back, and whoever asks for health is answered."""
+async def test_everybody_together_is_bounded(make_hub, http, signed, report):
+    """When strangers have half of all places, one more of them is told to come back; nodes are served, and whoever asks
+    for health is answered."""
     slow = Slow()
-    hub = await make_hub(more=slow.routes(), limits=LimitSettings(requests=3, requests_of_one=3, transfers=1))
+    hub = await make_hub(more=slow.routes(), limits=LimitSettings(requests=6, requests_of_one=6, transfers=1))
+    await hub.channel()
+    key = await hub.member()
     async with asyncio.TaskGroup() as group:
         under_way = [group.create_task(get(http, hub.url, "/slow")) for _ in range(3)]
         await slow.entered(3)
         status, after, answer = await get(http, hub.url)
         assert (status, after, answer["error"]["kind"]) == (503, "1", "busy")
+        assert (await ask_signed(http, signed, hub, key))[0] == 200
         assert (await get(http, hub.url, "/healthz"))[0] == 200
         under_way.append(group.create_task(get(http, hub.url, "/bucket/slow")))
         await slow.entered(4)
@@ -162,6 +193,26 @@ async def test_everybody_together_is_bounded(make_hub, http, report):
     assert [task.result()[0] for task in under_way] == [200] * 4
     assert (await get(http, hub.url))[0] == 200
     report("attacks", attack="more requests at once than the hub can serve", defended_by="503 with Retry-After")
+
+
+async def test_bulk_of_one_address_leaves_room_for_others(make_hub, http, report):
+    """Transfers of one address that last for ever are so many and no more; other addresses have theirs."""
+    slow = Slow()
+    hub = await make_hub(more=slow.routes(), limits=LimitSettings(transfers_of_one=2, transfers=3))
+    async with elsewhere() as other, asyncio.TaskGroup() as group:
+        under_way = [group.create_task(get(http, hub.url, "/bucket/slow")) for _ in range(2)]
+        await slow.entered(2)
+        status, after, answer = await get(http, hub.url, "/bucket/slow")
+        assert (status, after, too_many(answer)) == (429, "1", True)
+        under_way.append(group.create_task(get(other, hub.url, "/bucket/slow")))
+        await slow.entered(3)
+        slow.release.set()
+    assert [task.result()[0] for task in under_way] == [200] * 3
+    report(
+        "attacks",
+        attack="slow readers of a folder bucket",
+        defended_by="so many transfers of one address, and by one URL",
+    )
 
 
 async def test_one_address_has_so_many_at_once(make_hub, http, signed):
@@ -181,24 +232,113 @@ async def test_one_address_has_so_many_at_once(make_hub, http, signed):
         slow.release.set()
 
 
-async def test_bodies_that_never_come_hold_no_more_than_their_share(make_hub, http, report):
-    """Half requests of one address use up its own room for as long as the hub waits for a body."""
-    hub = await make_hub(limits=LimitSettings(requests_of_one=2, requests=100, request=20.0))
-    head = b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"
+#: The beginning of a request that claims to be signed; the hub says when it waits for the body.
+HALF = (
+    b"POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nSignature-Input: x\r\n"
+    b"Content-Length: 900\r\nExpect: 100-continue\r\n\r\n"
+)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+async def test_bodies_that_never_come_hold_no_place(make_hub, http, signed, report):
+    """Half requests, however many, leave everybody all places, at their own address too."""
+    hub = await make_hub(limits=LimitSettings(requests_of_one=2, requests=4))
+    await hub.channel()
+    key = await hub.member()
     async with AsyncExitStack() as stack:
-        for _ in range(2):
-            _, writer = await asyncio.open_connection("127.0.0.1", hub.settings.listen.port)
+        for _ in range(12):
+            reader, writer = await asyncio.open_connection("127.0.0.1", hub.settings.listen.port)
             stack.callback(writer.close)
-            writer.write(head)
-            await writer.drain()
-        async with asyncio.timeout(30):
-            while (await get(http, hub.url))[0] != 429:
-                await asyncio.sleep(0.01)
+            writer.write(HALF)
+            async with asyncio.timeout(30):
+                assert await reader.readexactly(len(CONTINUE)) == CONTINUE
+            writer.write(b"{")
+        assert (await get(http, hub.url))[0] == 200
+        assert (await ask_signed(http, signed, hub, key))[0] == 200
         assert (await get(http, hub.url, "/healthz"))[0] == 200
-    report("attacks", attack="bodies that never come", defended_by="a deadline, and so many at once per address")
+    report("attacks", attack="bodies that never come", defended_by="no place before the body is there; 5 s for it")
 
 
-async def test_idle_connections_are_bounded(make_hub, report):
+async def test_a_body_is_not_waited_for_for_ever(make_hub, monkeypatch):
+    """A body that does not come in time is given up, long before the request's own deadline."""
+    monkeypatch.setattr(shedding, "BODY_TIME", 0.05)
+    hub = await make_hub(limits=LimitSettings(request=600.0))
+    reader, writer = await asyncio.open_connection("127.0.0.1", hub.settings.listen.port)
+    writer.write(HALF + b"{")
+    async with asyncio.timeout(30):
+        answer = await reader.readuntil(b"}}")
+    writer.close()
+    assert answer.startswith(CONTINUE + b"HTTP/1.1 503 ")
+    assert b'"deadline"' in answer
+
+
+async def test_who_claims_to_sign_is_counted_like_everybody(make_hub, http, signed, report):
+    """A header that nobody asked for spares no stranger its address's rate: not where nothing is signed, not at paths
+    that there are not, not with a body too long. Members at the address are served as before."""
+    worked = 0
+
+    async def work(_request: web.Request) -> web.Response:
+        nonlocal worked
+        worked += 1
+        return web.json_response({})
+
+    hub = await make_hub(more=[web.get("/work", work)], limits=LimitSettings(address_rate=NEVER, address_burst=9))
+    await hub.channel()
+    key = await hub.member()
+    assert (await ask_signed(http, signed, hub, key))[0] == 200
+    claim = {"Signature-Input": "x"}
+
+    async def ask_as(method, path, **how):
+        async with http.request(method, hub.url + path, headers=claim, **how) as response:
+            return response.status
+
+    attempts: tuple[tuple[str, str, dict[str, Any], int], ...] = (
+        ("GET", "/work", {}, 200),
+        ("GET", "/v1/hub", {}, 200),
+        ("GET", "/v1/nothing", {}, 404),
+        ("GET", "/v1/channels/demo/nothing/there/is", {}, 404),
+        ("GET", "/j/nothing", {}, 400),
+        ("POST", "/v1/join", {"json": {}}, 400),
+        ("POST", "/v1/session", {"data": b"x" * (MAX_REQUEST + 1)}, 413),
+        ("POST", "/v1/session", {"data": b"{}"}, 401),
+        ("GET", "/bucket/none", {}, 404),
+    )
+    assert [await ask_as(method, path, **how) for method, path, how, _ in attempts] == [each[3] for each in attempts]
+    assert [await ask_as(method, path, **how) for method, path, how, _ in attempts] == [429] * len(attempts)
+    assert worked == 1, "what is refused is not done first"
+    assert [(await ask_signed(http, signed, hub, key))[0] for _ in range(10)] == [200] * 10
+    report("attacks", attack="a signature claimed and not made", defended_by="it counts for the address: 429")
+
+
+async def test_unsigned_urls_of_buckets_count_for_their_address(make_hub, http):
+    """Requests of folder buckets that the hub refuses are as many as an address may make; what is permitted is not
+    counted."""
+    permitted = True
+
+    async def handle(_request: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if permitted else 403)
+
+    hub = await make_hub(
+        more=[web.get("/bucket/b/k", handle)], limits=LimitSettings(address_rate=NEVER, address_burst=3)
+    )
+    assert [(await get(http, hub.url, "/bucket/b/k"))[0] for _ in range(6)] == [200] * 6
+    permitted = False
+    assert [(await get(http, hub.url, "/bucket/b/k"))[0] for _ in range(6)] == [403] * 3 + [429] * 3
+    permitted = True
+    assert (await get(http, hub.url, "/bucket/b/k"))[0] == 200
+
+
+async def test_requests_side_by_side_take_no_more_than_one_after_another(make_hub, http, signed):
+    """What is looked at together is counted together: no more pass than the node may ask."""
+    hub = await make_hub(limits=LimitSettings(node_rate=NEVER, node_burst=5))
+    await hub.channel()
+    key = await hub.member()
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(ask_signed(http, signed, hub, key)) for _ in range(30)]
+    assert sorted(task.result()[0] for task in asked) == [200] * 5 + [429] * 25
+
+
+async def test_idle_connections_are_bounded(make_hub, lasting, report):
     """Beyond so many open connections another one is closed at once, and there is room when one of them goes."""
     hub = await make_hub(limits=LimitSettings(connections=4))
     port = hub.settings.listen.port
@@ -209,17 +349,66 @@ async def test_idle_connections_are_bounded(make_hub, report):
             assert await reader.read() == b""
             writer.close()
             idle[0][1].close()
-            status = 0
-            while status != 200:
-                try:
-                    async with aiohttp.ClientSession() as http:
-                        status, _, _ = await get(http, hub.url)
-                except aiohttp.ClientError:
-                    await asyncio.sleep(0.01)
+            assert await answered(hub.url) == 200
     finally:
         for _, writer in idle:
             writer.close()
     report("attacks", attack="many idle connections", defended_by="a bound on open connections, 75 s of idleness")
+
+
+async def test_connections_of_one_address_are_bounded(make_hub, lasting, report):
+    """Silent connections of one address keep nobody else out, and there is room there when one of them goes."""
+    hub = await make_hub(limits=LimitSettings(connections_of_one=4, connections=6))
+    port = hub.settings.listen.port
+    async with AsyncExitStack() as stack:
+        idle = []
+        for _ in range(4):
+            idle.append(await asyncio.open_connection("127.0.0.1", port))
+            stack.callback(idle[-1][1].close)
+        async with asyncio.timeout(30):
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                assert await reader.read() == b""
+                writer.close()
+            async with elsewhere() as other:
+                assert (await get(other, hub.url))[0] == 200
+            idle[0][1].close()
+            assert await answered(hub.url) == 200
+    report("attacks", attack="many connections of one address", defended_by="256 of one address, 10 s to ask in")
+
+
+async def test_a_connection_that_asks_nothing_is_closed(make_hub, monkeypatch):
+    """Half a head, or nothing, for too long: closed. One that asked is kept for the next request."""
+    monkeypatch.setattr(app, "_FIRST_REQUEST", 1.0)
+    hub = await make_hub()
+    port = hub.settings.listen.port
+    pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+    (asking, to_asking), (silent, _), (half, to_half) = pairs
+    try:
+        async with asyncio.timeout(30):
+            to_asking.write(b"GET /v1/hub HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asking.readuntil(b"}")
+            to_half.write(b"GET /v1/hub HTTP/1.1\r\nHo")
+            for reader in (silent, half):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            to_asking.write(b"GET /v1/hub HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asking.readuntil(b"}")
+    finally:
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_a_named_proxy_has_all_connections(make_hub, lasting):
+    """The connections of a proxy are those of many: only all together bound them."""
+    hub = await make_hub(limits=LimitSettings(connections_of_one=1, connections=3, proxies=("127.0.0.1",)))
+    port = hub.settings.listen.port
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    try:
+        assert await answered(hub.url) == 200
+    finally:
+        for _, writer in idle:
+            writer.close()
 
 
 async def test_a_proxys_word_is_taken_only_where_it_is_trusted(make_hub, http):

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from tests.contract.buckets.conftest import serve_folder
 from tests.contract.buckets.requests import Reply, begin, digest_of, download, send, upload
 
-from entrepot_hub.adapters.buckets import SignedRequest
+from entrepot_hub.adapters.buckets import SignedRequest, folder_web
 from entrepot_hub.adapters.buckets.folder import FolderBucket, FolderSettings
 
 DATA = bytes(i * 7 % 251 for i in range(5000))
@@ -163,6 +164,49 @@ async def test_a_reader_that_stalls_is_let_go(bucket: FolderBucket) -> None:
             received += len(piece)
     assert 0 < received < len(data)
     writer.close()
+
+
+async def test_an_upload_that_only_trickles_is_given_up(bucket: FolderBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no upload: below the floor rate it ends with 408 and leaves nothing."""
+    monkeypatch.setattr(folder_web, "_FLOOR", 1 << 30)
+    connection = await asyncio.to_thread(begin, await granted(bucket), DATA[:100])
+
+    def trickle() -> tuple[int, bytes]:
+        assert connection.sock is not None
+        for at in range(100, len(DATA)):
+            with contextlib.suppress(ConnectionError):
+                connection.send(DATA[at : at + 1])
+            if select.select([connection.sock], [], [], 0.05)[0]:
+                break
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    status, body = await asyncio.to_thread(trickle)
+    connection.close()
+    assert (status, json.loads(body)["error"]["kind"]) == (408, "deadline")
+    assert await bucket.head("k") is None
+
+
+async def test_one_url_has_so_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of one URL that take nothing hold their own places, however they write it; another URL is served."""
+    monkeypatch.setattr(folder_web, "_READERS", 2)
+    async with (
+        serve_folder(tmp_path / "bucket", FolderSettings(sync=False)) as bucket,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        data = bytes(32 << 20)
+        await bucket.create("k", data)
+        one, other = await bucket.sign_get("k", None, 600), await bucket.sign_get("k", None, 300)
+        parts = urlsplit(one.url)
+        for path in (parts.path, parts.path.replace("/k", "/%6b")):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1024)
+            stack.callback(writer.close)
+            writer.write(f"GET {path}?{parts.query} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)).startswith(b"HTTP/1.1 200 ")
+        refused = await send(one)
+        assert (refused.status, kind_of(refused)) == (503, "busy")
+        assert refused.headers["retry-after"] == "1"
+        assert len((await send(other)).body) == len(data)
 
 
 async def test_an_upload_that_outlives_its_url_does_not_land(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_short_cells_are_never_broken(narrow: pytest.MonkeyPatch, terminal: bool
         assert "deletes" in lines[1]
 
 
+def test_a_cell_moves_no_cursor(narrow: pytest.MonkeyPatch) -> None:
+    """What strangers name themselves is shown as it is spelt, and on one line."""
+    lines = shown(narrow, ("node", "bytes"), ("\x1b[2Jlab\nroot", "0 B"), terminal=False)
+    assert lines[-1] == "\\x1b[2Jlab root   0 B"
+
+
 def test_long_cells_are_folded_on_a_terminal_alone(narrow: pytest.MonkeyPatch) -> None:
     """A key is folded to the terminal's width, with nothing of it lost; into a pipe it goes whole."""
     rows = ((KEY, "1.0 MiB"), ("a", "0 B"))

@@ -157,7 +157,10 @@ def test_every_flipped_byte_is_noticed() -> None:
             decrypt(bytes(changed), KEY)
 
 
-@pytest.mark.parametrize("costs", [(30, 8, 1), (20, 16, 1), (0, 8, 1), (17, 0, 1), (17, 8, 0), (16, 1, 1), (17, 8, 99)])
+@pytest.mark.parametrize(
+    "costs",
+    [(30, 8, 1), (20, 16, 1), (0, 8, 1), (17, 0, 1), (17, 8, 0), (16, 1, 1), (17, 8, 99), (21, 2, 16), (17, 8, 5)],
+)
 def test_costs_are_bounded(costs: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A file cannot ask for more memory or work than an export may, and is refused before any of it is done."""
 

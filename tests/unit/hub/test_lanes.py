@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import structlog
+import structlog.testing
+
 from entrepot.core.errors import RetryLater
 from entrepot_hub.core.ledger import ObjectRef
 from entrepot_hub.services.background import Background, Lanes
@@ -110,3 +113,20 @@ def test_a_node_has_so_many_looks_a_second() -> None:
     assert sum(looks.may(ref(number), "a", 100.0) for number in range(50)) == 10
     assert looks.may(ref(99), "b", 100.0)
     assert sum(looks.may(ref(number), "a", 100.5) for number in range(100, 150)) == 5
+
+
+async def test_trouble_that_stays_is_told_once_a_minute_with_its_channel() -> None:
+    """The same trouble of the same channel is one line, not one each time; that of another channel has its own."""
+    async with Background() as background:
+        with structlog.testing.capture_logs() as lines:
+            for channel in ("one", "one", "one", "two", "one"):
+
+                async def fail(channel: str = channel) -> None:
+                    raise RetryLater("it is away", kind="bucket-unreachable", channel=channel, key="k")
+
+                await background.guard(fail())
+    assert [(line["event"], line["kind"], line["channel"]) for line in lines] == [
+        ("trouble", "bucket-unreachable", "one"),
+        ("trouble", "bucket-unreachable", "two"),
+    ]
+    assert "key" not in lines[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from entrepot_hub.core.queueing import Queue, busy_holder, full_bucket
+from entrepot_hub.core.queueing import Queue, busy_holder, full_bucket, with_held
 
 A, B = b"\xff" + b"a" * 31, b"\xff" + b"b" * 31
 
@@ -133,3 +133,16 @@ def test_it_says_how_many_are_before_a_node() -> None:
     assert (busy.kind, busy.data["before"]) == ("busy", 1)
     assert "the holder is busy" in busy.message
     assert "1 node is before" in busy.message
+
+
+def test_what_is_held_back_is_named_to_whoever_waits_for_room() -> None:
+    """After a rebuilding a full bucket is full of bytes that nobody reads: how many, and until when. Nothing else is
+    told with them."""
+    full, busy = full_bucket(77, 0), busy_holder(1, 1)
+    told = with_held(full, 38 << 20, 1_800_000_000.0)
+    assert told is not None
+    assert (told.kind, told.data["held"], told.data["short"]) == ("over-quota", 38 << 20, 77)
+    assert "38.0 MiB of it are held back until 08:00 UTC" in told.message
+    assert with_held(full, 0, None) is full
+    assert with_held(busy, 38 << 20, 1_800_000_000.0) is busy
+    assert with_held(None, 38 << 20, None) is None

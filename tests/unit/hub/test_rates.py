@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrepot.core.errors import InvalidInput
-from entrepot_hub.core.addresses import check_networks, client
+from entrepot_hub.core.addresses import check_networks, client, is_among, is_local
 from entrepot_hub.core.holdings import kept
 from entrepot_hub.core.rates import Crowd, Rate, Tally, TokenBuckets
 from entrepot_hub.core.restraint import CLASSES, HOLD_BYTES, MOST, RATES, RECENT, WINDOW, Restraint
@@ -212,3 +212,34 @@ def test_what_is_kept_fits_and_nothing_goes_without_need(
     if short:
         assert max(keep.values()) == min(keep[node] for node in short)
         assert of_channel - sum(keep.values()) < len(short)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "proxies", "local"),
+    [
+        ("127.0.0.1", (), (), True),
+        ("::1", (), (), True),
+        ("::ffff:127.0.0.1", (), (), True),
+        ("192.0.2.1", (), (), False),
+        (None, (), (), False),
+        ("127.0.0.1", ("192.0.2.1",), (), False),
+        ("127.0.0.1", ("127.0.0.1",), (), False),
+        ("127.0.0.1", ("192.0.2.1",), ("127.0.0.1",), False),
+        ("127.0.0.1", ("127.0.0.1",), ("127.0.0.1",), True),
+        ("192.0.2.1", ("127.0.0.1",), ("127.0.0.1",), False),
+    ],
+)
+def test_who_asks_from_this_machine(
+    peer: str | None, forwarded: tuple[str, ...], proxies: tuple[str, ...], local: bool
+) -> None:
+    """A program here, not somebody behind a proxy here; what a stranger says of itself counts for nothing."""
+    assert is_local(peer, forwarded, check_networks(proxies)) is local
+
+
+def test_an_address_is_found_among_networks() -> None:
+    """By its network, also where it is written as IPv6; what is no address is in none."""
+    networks = check_networks(("10.0.0.0/8",))
+    assert is_among("10.1.2.3", networks)
+    assert is_among("::ffff:10.1.2.3", networks)
+    assert not is_among("11.1.2.3", networks)
+    assert not is_among("", networks)

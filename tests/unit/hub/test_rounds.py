@@ -326,7 +326,7 @@ def test_a_lost_session_is_offered_nothing_more(rounds: Rounds) -> None:
     """When a session has gone its offers count no more, and the stream is sought again at once."""
     want(rounds, 0.0)
     offer(rounds, 0.0)
-    rounds.departed(("holder", "s"), 0.001)
+    rounds.departed({("holder", "s")}, 0.001)
     effects = rounds.tick(1.0)
     assert not proposals(effects)
     assert [e for e in effects if isinstance(e, SendSeek)]
@@ -508,3 +508,13 @@ def test_what_everybody_has_is_not_uploaded_again_for_a_late_want(rounds: Rounds
     assert [p.ref.number for p in proposals(again)] == [1]
     assert 0 not in {p.ref.number for p in proposals(want(rounds, 3.5))}
     assert 0 in {p.ref.number for p in proposals(want(rounds, 9.0) + offer(rounds, 9.0) + rounds.tick(9.0))}
+
+
+def test_with_no_holder_known_nothing_is_said_of_those_that_may_not_provide(rounds: Rounds) -> None:
+    """The ledger names no holder that was suspended: that none ever had the stream is said only of those that may."""
+    want(rounds, 0.0)
+    reason = rounds.reason("demo", STREAM, 1.0)
+    assert reason is not None
+    assert reason.kind == "no-holder"
+    assert "none that may provide it now ever said it had" in reason.message
+    assert "suspended" in (reason.hint or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_each_refusal_of_sqlite_has_its_error(tmp_path: Path, code: int, expecte
     error = sqlite3.OperationalError("x")
     error.sqlite_errorcode = code
     assert type(translate(error, tmp_path / "c")) is expected
+
+
+def test_a_disk_without_room_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite calls a disk that has no room for the files beside the catalogue an I/O error: it is told as what it is,
+    and the room that is kept free is told beside the room that is needed."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR | (19 << 8)  # as while the shared memory is made larger
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    found = translate(error, tmp_path / "c")
+    assert (found.kind, found.exit_code) == ("disk-full", 6)
+    with pytest.raises(RetryLater) as caught:
+        files.require_space(tmp_path, 300_000_000, 67_108_864)
+    assert "367,108,864 bytes are needed (67,108,864 of them stay free), 0 bytes are free" in caught.value.message
 
 
 def test_every_errno_becomes_an_error_of_ours() -> None:

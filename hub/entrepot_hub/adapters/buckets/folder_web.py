@@ -4,9 +4,10 @@ Answers (errors carry ``{"error": {kind, message, hint, data}}``):
 
 - PUT: 200 with ``ETag``. 403 for any other URL, method, key, time; 411 without ``Content-Length``; 400 for
   another length, too few bytes, other bytes than the granted digest, or a ``Content-Encoding``; 408 when no
-  byte came for the stall time; 412 when the key is taken; 503 while two uploads of the key are under way; 507
-  when the disk is full. Nothing is visible after any of these.
-- GET: 200 or, for one range, 206. 404 and 412 (the object is gone, or not the etag's any more); 416 for a
+  byte came for the stall time, or fewer than the floor rate; 412 when the key is taken; 503 while two uploads
+  of the key are under way; 507 when the disk is full. Nothing is visible after any of these.
+- GET: 200 or, for one range, 206; 503 while so many readers of the same URL are served. 404 and 412 (the
+  object is gone, or not the etag's any more); 416 for a
   range outside the object, for several ranges and for anything in ``Range`` that is not one byte range: who
   asks for a range never gets the whole object instead. An ``If-Range`` that does not match is 412 for the
   same reason.
@@ -42,10 +43,17 @@ from entrepot_hub.adapters.buckets.folder import FolderBucket
 from entrepot_hub.adapters.buckets.folder_files import Upload
 from entrepot_hub.adapters.buckets.folder_urls import BUCKET_PATH, Permission
 from entrepot_hub.adapters.buckets.interface import Entry
+from entrepot_hub.core.rates import Crowd
 
 _PIECE: Final = 512 << 10
 #: What is sent between two looks at the clock: a reader slower than this per stall time is let go.
 _SENDFILE_PIECE: Final = 1 << 20
+#: Readers of one URL at once: it is one for all readers of a channel, and may be overheard.
+_READERS: Final = 32
+_ALL_READERS: Final = 1 << 20  # whoever lets requests in bounds them all together
+#: What an upload brings at least, and a reader takes of a last piece, in bytes a second; less renews no lease either.
+_FLOOR: Final = 16 << 10
+_START: Final = 5.0  # seconds that are not counted when a reader's rate is
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))")
 
 
@@ -55,6 +63,7 @@ class FolderWeb:
 
     def __init__(self, lookup: Callable[[str], FolderBucket | None]) -> None:
         self._lookup = lookup
+        self._readers = Crowd(_READERS, _ALL_READERS)
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``. They need no signature in the headers: the URL is
@@ -80,6 +89,19 @@ class FolderWeb:
         """Give an object's bytes, all or one range."""
         try:
             bucket, permission = self._permission(request)
+            url = f"{request.match_info['name']} {permission}"
+            if not self._readers.enter(url):
+                raise RetryLater("too many read by this URL just now", kind="busy")
+        except EntrepotError as error:
+            return _answer(error)
+        try:
+            return await self._give(request, bucket, permission)
+        finally:
+            self._readers.leave(url)
+
+    @staticmethod
+    async def _give(request: web.Request, bucket: FolderBucket, permission: Permission) -> web.StreamResponse:
+        try:
             file, entry = await bucket.open(permission.key, permission.etag)
         except EntrepotError as error:
             return _answer(error)
@@ -142,7 +164,11 @@ class _LengthRequired(InvalidInput):
 async def _receive(request: web.Request, bucket: FolderBucket, permission: Permission) -> Entry:
     upload = await bucket.begin()
     try:
-        await _stream(request, bucket, upload)
+        try:
+            async with asyncio.timeout(bucket.settings.stall + (request.content_length or 0) / _FLOOR):
+                await _stream(request, bucket, upload)
+        except TimeoutError:
+            raise RetryLater(f"fewer than {_FLOOR} bytes came a second", kind="deadline", rate=_FLOOR) from None
         return await bucket.publish(upload, permission)
     finally:
         await bucket.discard(upload)
@@ -211,7 +237,7 @@ async def _send(
             transport = request.transport
             if transport is None or transport.is_closing():
                 return response
-            async with asyncio.timeout(bucket.settings.stall):
+            async with asyncio.timeout(min(bucket.settings.stall, _START + piece / _FLOOR)):
                 try:
                     sent = await loop.sendfile(transport, file, offset, piece)
                 except NotImplementedError:  # a loop or transport without sendfile

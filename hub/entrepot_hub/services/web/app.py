@@ -15,6 +15,7 @@ from aiohttp import web
 from entrepot.core.api import MAX_REQUEST
 from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot_hub.adapters.metrics import Metrics
+from entrepot_hub.core.addresses import check_networks
 from entrepot_hub.core.rates import Rate
 from entrepot_hub.services.administration import Administration
 from entrepot_hub.services.desk import Desk
@@ -37,6 +38,7 @@ BULK_PATHS: Final = ("/bucket/",)
 
 _ADMIN_TIME: Final = 120.0  # seconds for one operation: surveying a bucket takes its time
 _KEEP_ALIVE: Final = 75.0
+_FIRST_REQUEST: Final = 10.0  # seconds that a new connection has for its TLS, and then for its first request
 _SHUTDOWN: Final = 5.0
 _BACKLOG: Final = 512
 _HEADERS: Final = {
@@ -92,6 +94,7 @@ def shedding_settings(limits: LimitSettings) -> SheddingSettings:
         joins=Rate(limits.joins_rate, limits.joins_burst),
         of_one=limits.requests_of_one,
         at_once=limits.requests,
+        bulk_of_one=limits.transfers_of_one,
         bulk=limits.transfers,
         proxies=limits.proxies,
     )
@@ -148,10 +151,21 @@ class WebServer:
         await site.start()
         serve = nodes.server
         assert serve is not None
-        doorway = Doorway(serve, lambda: len(serve.connections), settings.limits.connections)
+        doorway = Doorway(
+            serve,
+            most=settings.limits.connections,
+            of_one=settings.limits.connections_of_one,
+            proxies=check_networks(settings.limits.proxies),
+            patience=_FIRST_REQUEST,
+        )
         try:
             listening = await asyncio.get_running_loop().create_server(
-                doorway, settings.listen.host, settings.listen.port, ssl=context, backlog=_BACKLOG
+                doorway,
+                settings.listen.host,
+                settings.listen.port,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else _FIRST_REQUEST,
+                backlog=_BACKLOG,
             )
         except OSError as error:
             raise RetryLater(

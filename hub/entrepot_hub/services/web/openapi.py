@@ -45,6 +45,106 @@ PLACES: Final[Mapping[str, Schema]] = {
 }
 
 
+#: What the fields of the forms are, by their name or, where it means something else there, by form and name.
+FIELDS: Final[Mapping[str, str]] = {
+    "active": "Whether the rights hold: neither the member is revoked nor the node suspended.",
+    "at": "When the first of them happened, in unix seconds.",
+    "binds": "What of a signed URL the bucket's provider holds uploads to, by name.",
+    "bucket": "The bucket's URL, without secrets.",
+    "budget": "Money per month, as a decimal number.",
+    "bytes": "Bytes.",
+    "channel": "The channel's name.",
+    "ChannelDetail.channel": "The channel.",
+    "channels": "The channels that the node is a member of.",
+    "charged": "Bytes that objects and reservations use of the quota.",
+    "checks": "Each thing that was looked at: ok, degraded, or the kind of an error.",
+    "cost": "Money, as a decimal number, for the requests and bytes of the events.",
+    "count": "How many events.",
+    "created_at": "Unix seconds.",
+    "currency": "Code of the currency, such as USD.",
+    "data": "Plain values for programs; which ones depends on the kind.",
+    "day_down": "Bytes that may be downloaded in a day (UTC); null for any number.",
+    "day_up": "Bytes that may be uploaded in a day (UTC); null for any number.",
+    "detail": "Why, as words by name.",
+    "down": "Bytes downloaded today (UTC).",
+    "error": "What is wrong.",
+    "events": "What happened, the oldest first.",
+    "expires": "Unix seconds.",
+    "ReadTrial.expires": "Seconds for which the URL can be used.",
+    "first": "Number of the first object; null where it is about none.",
+    "granted_at": "When these rights were given, in unix seconds.",
+    "headers": "Header lines that the request has to bear.",
+    "held": "Bytes of charged that are held back after a rebuilding, for uploads of before.",
+    "LimitView.held": "Objects of it in the bucket.",
+    "held_until": "Until when bytes are held back, in unix seconds; null while none are.",
+    "hint": "What a person can do about it.",
+    "holders": "Nodes that said they hold the stream.",
+    "hub": "The hub's public key as NKey text.",
+    "id": "The invite's id, 32 hex digits.",
+    "inbox": "Prefix of the node's inbox on the bus.",
+    "info": "What the hub knows of the stream.",
+    "instance": "The running hub process that answered, 16 hex digits.",
+    "invite": "The invite's id: the first 16 bytes of its token, in hex.",
+    "NewInvite.invite": "The invite.",
+    "invites": "Its invites.",
+    "jwt": "The login for the bus. A secret.",
+    "jwt_expires": "Until when the login is good, in unix seconds.",
+    "key": "What the bucket is opened with, without the secret; null where that needs no key.",
+    "kind": "What it is, for programs: a word that is never renamed.",
+    "label": "The part of the key that is no secret.",
+    "last": "Number of the last object; null where it is about none.",
+    "last_seen": "When the hub heard of it, in unix seconds.",
+    "life": "Seconds for which the invite is good.",
+    "limits": "Limits of the channel and of nodes, where the admin asks.",
+    "lock": "Id of the channel's schema lock, 16 hex digits.",
+    "ChannelInfo.lock": "The schema lock's canonical document.",
+    "lock_id": "Id of the schema lock, 16 hex digits.",
+    "mac": "HMAC-SHA-256 by which the node proves the invite, 64 hex digits.",
+    "members": "Its members, past ones too.",
+    "message": "A sentence for people.",
+    "miniblock": "Bytes of a miniblock.",
+    "name": "The node's name.",
+    "ChannelInfo.name": "The channel's name.",
+    "ChannelView.name": "The channel's name.",
+    "LimitView.name": "The node's name, or words for the channel and for each node.",
+    "nats": "URLs of the bus's servers.",
+    "node": "The node's public key at this hub, as NKey text.",
+    "LimitView.node": "The node's public key; empty for the channel, * for each node.",
+    "StreamEvent.node": "The name of the node that did it or for which it was done; null for the hub.",
+    "object": "Bytes of an object; 0 where a stream is one object.",
+    "objects": "Objects in the bucket now.",
+    "LimitView.objects": "Objects in the bucket at most; null for any number.",
+    "online": "Whether it is connected.",
+    "opening": "The stream's opening, 80 hex digits; null while nobody said it.",
+    "proof": "The hub's Ed25519 signature of challenge and address, 128 hex digits; empty without a challenge.",
+    "public_read": "Whether anybody may read the bucket without a signature.",
+    "quota": "Bytes in the bucket at most.",
+    "ready": "Whether the hub can work.",
+    "reason": "Why whoever waits for the stream waits; null if nobody does or nothing is in the way.",
+    "retired_at": "When another key took its place, in unix seconds.",
+    "revoked_at": "When it was taken back, in unix seconds; null while it was not.",
+    "rights": "Words with commas between them; request and provide alone mean files.",
+    "safe_at": "Until when a retired key has to stay valid at the provider, in unix seconds.",
+    "seconds": "How long they took in all.",
+    "set_at": "When the key was set, in unix seconds.",
+    "set_by": "Who set the key: a node's public key, a word for the admin, or nothing if that is not known.",
+    "status": "Always ok.",
+    "stream": "Bytes of the largest stream that may be uploaded; null for any number.",
+    "time": "The hub's clock, in unix seconds.",
+    "transfer": "Names one get in everybody's logs, 16 hex digits.",
+    "until": "When the last of them happened, in unix seconds.",
+    "up": "Bytes uploaded today (UTC).",
+    "url": "The whole invite URL. A secret, shown this once.",
+    "ReadTrial.url": "The signed URL. A secret while it can be used.",
+    "used": "How many nodes have joined by it.",
+    "used_at": "When the key was last used, in unix seconds.",
+    "uses": "How many nodes may join by it.",
+    "version": "The hub program's version.",
+    "wanted_by": "How many nodes wait for the stream.",
+    "warnings": "What nodes will stumble over.",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One thing that can be asked. ``answer``: a struct, or the media type of what is none. ``refusals``: statuses of
@@ -182,6 +282,8 @@ def document(calls: Iterable[Call], urls: Sequence[str], version: str) -> dict[s
     for call in listed:
         forms.update(form for form in (call.answer, call.request) if isinstance(form, type))
     _, schemas = msgspec.json.schema_components(sorted(forms, key=str), ref_template=_NAMED)
+    for name, schema in schemas.items():
+        _describe(name, schema)
     paths: dict[str, dict[str, Any]] = {}
     for call in listed:
         paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
@@ -230,6 +332,13 @@ def document(calls: Iterable[Call], urls: Sequence[str], version: str) -> dict[s
 def kinds_of(status: int) -> tuple[str, ...]:
     """The kinds of error that come with a status."""
     return tuple(kind for kind, form in KINDS.items() if status_of(form("", kind=kind)) == status)
+
+
+def _describe(name: str, schema: dict[str, Any]) -> None:
+    """Say on one line, without the marks of this program's language, what the form and each of its fields is."""
+    schema["description"] = " ".join(schema["description"].replace("``", "`").split())
+    for field_name, form in schema.get("properties", {}).items():
+        form["description"] = FIELDS[f"{name}.{field_name}" if f"{name}.{field_name}" in FIELDS else field_name]
 
 
 def _operation(call: Call) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from entrepot.core.api import HubInfo, SessionInfo, SessionRequest
 from entrepot.core.errors import InvalidInput
-from entrepot.core.invite import hub_statement
+from entrepot.core.invite import hub_statement, is_loopback
+from entrepot_hub.core.addresses import check_networks, is_local
 from entrepot_hub.core.members import Rights
 from entrepot_hub.services.web.channels import channel_info
 from entrepot_hub.services.web.context import WebContext
@@ -28,6 +30,7 @@ class SessionRoutes:
     def __init__(self, context: WebContext, signatures: Signatures) -> None:
         self._context = context
         self._signatures = signatures
+        self._proxies = check_networks(context.settings.limits.proxies)
 
     def routes(self) -> list[web.RouteDef]:
         """The routes, for ``app.router.add_routes``."""
@@ -40,9 +43,17 @@ class SessionRoutes:
         if challenge is not None:
             if _CHALLENGE.fullmatch(challenge) is None:
                 raise InvalidInput("a challenge has 32 hex digits", kind="invalid-message")
-            if address in context.settings.urls:
+            if address in context.settings.urls and self._leads_here(request, address):
                 proof = context.identity.operator.sign(hub_statement(bytes.fromhex(challenge), address)).hex()
         return json_answer(HubInfo(hub=context.identity.hub_public, version=VERSION, time=context.clock(), proof=proof))
+
+    def _leads_here(self, request: web.Request, address: str) -> bool:
+        """Whether this address can have led the asker to this hub. ``localhost`` is everybody's own machine: what
+        answers there is this hub only for who asks from here, and another program could pass the question on. A hub
+        with no other address is for trials: it may be in a container, whose doors look like strangers."""
+        if not _is_loopback(address) or all(map(_is_loopback, self._context.settings.urls)):
+            return True
+        return is_local(request.remote, request.headers.getall("X-Forwarded-For", ()), self._proxies)
 
     async def session(self, request: web.Request) -> web.Response:
         """A fresh NATS login for the rights that the node has now, and its channels."""
@@ -75,6 +86,10 @@ class SessionRoutes:
                 time=now,
             )
         )
+
+
+def _is_loopback(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def bus_rights(rights: Rights) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Who may ask how often and how much at once: what is too much is refused at once, and told when there is room again.
 
 A request counts for the node that signed it once its signature is verified, and for the address that it came from as
-long as it is not: so nobody uses up what another node may ask. ``/healthz`` and ``/readyz`` are never refused; they
-cost next to nothing and their connections are counted.
+long as it is not: so nobody uses up what another node may ask. It takes no place among those at once before all of it
+is there, and those that need no signature take half of the places at most. ``/healthz`` and ``/readyz`` are never
+refused; they cost next to nothing and their connections are counted.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ import structlog
 from aiohttp import web
 
 from entrepot.core.errors import Denied, EntrepotError, RetryLater
-from entrepot_hub.core.addresses import check_networks, client
+from entrepot_hub.core.addresses import Network, check_networks, client, is_among
 from entrepot_hub.core.rates import Crowd, Rate, Tally, TokenBuckets
+from entrepot_hub.services.web.signatures import read_body
 
 type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: Paths that are never refused.
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+#: Beginnings of the paths whose requests are signed: elsewhere a signature is not looked at, and spares nobody.
+SIGNED_PATHS: Final = ("/v1/session", "/v1/channels/")
+#: Seconds within which the body of a request is there.
+BODY_TIME: Final = 5.0
 #: Seconds after which one that found no room may ask again: others end within milliseconds, as a rule.
 _PAUSE: Final = 1.0
 #: Nodes that asked lately and were known: they are looked up without a token of their address.
@@ -36,8 +42,9 @@ _FORWARDED: Final = "X-Forwarded-For"
 class SheddingSettings:
     """What is let in. ``node``: signed requests of one node. ``address``: requests of one client address that no node
     known here has signed; an IPv6 client has the /64 that it is in. ``joins``: failed joins, of one address and with
-    one invite. ``of_one``: requests of one node or of one address at once; ``at_once``: of everybody, ``bulk``: uploads
-    and downloads of folder buckets at once. ``proxies``: networks whose word (``X-Forwarded-For``) is taken for whom a
+    one invite. ``of_one``: requests of one node or of one address at once; ``at_once``: of everybody, of which half may
+    do without a signature. ``bulk_of_one``, ``bulk``: uploads and downloads of folder buckets at once, of one address
+    and of everybody. ``proxies``: networks whose word (``X-Forwarded-For``) is taken for whom a
     request comes from; nobody's, unless they are named."""
 
     node: Rate = field(default_factory=lambda: Rate(20.0, 200.0))
@@ -45,6 +52,7 @@ class SheddingSettings:
     joins: Rate = field(default_factory=lambda: Rate(0.1, 10.0))
     of_one: int = 64
     at_once: int = 512
+    bulk_of_one: int = 128
     bulk: int = 512
     proxies: tuple[str, ...] = ()
 
@@ -68,7 +76,9 @@ class Shedding:
         self._joins = TokenBuckets(self.settings.joins)
         self._known: dict[str, None] = {}
         self._crowd = Crowd(self.settings.of_one, self.settings.at_once)
-        self._movers = Crowd(self.settings.bulk, self.settings.bulk)
+        self._unsigned = 0
+        self._most_unsigned = max(self.settings.at_once // 2, 1)
+        self._movers = Crowd(self.settings.bulk_of_one, self.settings.bulk)
         self._proxies = check_networks(self.settings.proxies)
         self._tally = Tally()
         self._log = structlog.get_logger("entrepot_hub.web")
@@ -84,29 +94,53 @@ class Shedding:
 
         @web.middleware
         async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            _told_whole(request)
             if request.path in OPEN_PATHS:
                 return await handler(request)
+            visit = _Visit(self._address(request), claims=_claims(request))
             if self._bulk and request.path.startswith(self._bulk):
-                return await self._moved(request, handler)
-            visit = _Visit(self._address(request))
+                return await self._moved(request, handler, visit)
             request[VISIT] = visit
-            if not _claims(request):
+            if not visit.claims:
                 self._count(visit)
-            self._enter(visit.name)
             try:
-                return await handler(request)
-            finally:
-                self._crowd.leave(visit.name)
+                answer = await self._handled(request, handler, visit)
+            except (EntrepotError, web.HTTPException):
+                self._ended(visit)
+                raise
+            self._ended(visit)
+            return answer
 
         return middleware
 
-    async def _moved(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._movers.enter(""):
-            raise self._overloaded()
+    async def _handled(self, request: web.Request, handler: Handler, visit: _Visit) -> web.StreamResponse:
+        await _wait_for_body(request)
+        self._enter(visit)
         try:
             return await handler(request)
         finally:
-            self._movers.leave("")
+            self._leave(visit)
+
+    def _ended(self, visit: _Visit) -> None:
+        """Whoever claimed to be a node, and was not found to be one, has had a request of its address."""
+        if not visit.named:
+            self._count(visit)
+
+    async def _moved(self, request: web.Request, handler: Handler, visit: _Visit) -> web.StreamResponse:
+        if self._movers.full:
+            raise self._overloaded()
+        if not self._movers.enter(visit.address):
+            raise self._crowded(visit.address)
+        try:
+            answer = await handler(request)
+        except (EntrepotError, web.HTTPException):
+            self._count(visit)
+            raise
+        finally:
+            self._movers.leave(visit.address)
+        if answer.status == web.HTTPForbidden.status_code:  # its URL is none that the hub signed, or is no more
+            self._count(visit)
+        return answer
 
     # -- what is found out of a request while it is handled ------------------------------------------------------
 
@@ -120,7 +154,8 @@ class Shedding:
             self._count(visit)
 
     def caller(self, request: web.Request, node: str) -> None:
-        """An active node (its public key) signed this request: it counts for the node, and no more for the address.
+        """An active node (its public key) signed this request: it counts for the node, takes one of its tokens, and
+        counts no more for the address. :meth:`repeated` gives the token back.
 
         Raises RetryLater (``too-many-requests``)."""
         visit = request.get(VISIT)
@@ -134,19 +169,23 @@ class Shedding:
         if visit.counted:
             self._addresses.give(visit.address, now)
             visit.counted = False
+        visit.named = True
         self._crowd.leave(visit.name)
         if not self._crowd.enter(node):
             self._crowd.enter(visit.address)  # which had room a moment ago
             raise self._crowded(node)
         visit.name = node
-        wait = self._nodes.wait(node, now)
+        wait = self._nodes.take(node, now)
         if wait:
             raise self._too_many("node", node, wait)
 
-    def counts(self, request: web.Request, node: str) -> None:
-        """The node's request is no repetition of another's: it takes one of its tokens. After :meth:`caller`."""
-        if VISIT in request:
-            self._nodes.take(node, self._clock())
+    def repeated(self, request: web.Request, node: str) -> None:
+        """The node's request was made before, by it or by somebody who overheard it: it is nobody's. After
+        :meth:`caller`."""
+        visit = request.get(VISIT)
+        if visit is not None:
+            self._nodes.give(node, self._clock())
+            visit.named = False
 
     @contextmanager
     def joining(self, request: web.Request, invite: str) -> Iterator[None]:
@@ -185,11 +224,17 @@ class Shedding:
             raise self._too_many("address", visit.address, wait)
         visit.counted = True
 
-    def _enter(self, name: str) -> None:
-        if self._crowd.full:
+    def _enter(self, visit: _Visit) -> None:
+        # To check a signature takes no time: those that claim one have all places, and hold none that they do not earn.
+        if self._crowd.full or (not visit.claims and self._unsigned >= self._most_unsigned):
             raise self._overloaded()
-        if not self._crowd.enter(name):
-            raise self._crowded(name)
+        if not self._crowd.enter(visit.name):
+            raise self._crowded(visit.name)
+        self._unsigned += not visit.claims
+
+    def _leave(self, visit: _Visit) -> None:
+        self._crowd.leave(visit.name)
+        self._unsigned -= not visit.claims
 
     def _too_many(self, of: str, name: str, wait: float) -> RetryLater:
         self._note(of, name)
@@ -221,11 +266,13 @@ class Shedding:
 @dataclass(slots=True)
 class _Visit:
     """A request under way. ``name``: whom it counts for among those at once. ``counted``: it took a token of its
-    address."""
+    address. ``claims``: it says that a node signed it; ``named``: a node known here did."""
 
     address: str
     name: str = field(default="")
     counted: bool = False
+    claims: bool = False
+    named: bool = False
 
     def __post_init__(self) -> None:
         self.name = self.address
@@ -236,31 +283,120 @@ VISIT: Final = web.RequestKey("visit", _Visit)
 
 
 def _claims(request: web.Request) -> bool:
-    """Whether it claims to be a node's; whether that is true is seen when its signature is checked."""
-    return "Signature-Input" in request.headers
+    """Whether it claims to be a node's where that matters; whether it is true is seen when its signature is checked."""
+    return (
+        "Signature-Input" in request.headers
+        and request.path.startswith(SIGNED_PATHS)
+        and request.match_info.http_exception is None
+    )
+
+
+async def _wait_for_body(request: web.Request) -> None:
+    """Until all of it is there. Raises RetryLater (``deadline``) if it is not in time, and as :func:`read_body`."""
+    try:
+        async with asyncio.timeout(BODY_TIME):
+            await read_body(request)
+    except TimeoutError:
+        raise RetryLater("the request's body did not arrive in time", kind="deadline", seconds=BODY_TIME) from None
 
 
 class Doorway:
-    """Makes the protocols of a listening socket: those of ``serve``, and beyond ``most`` open connections one that
-    closes at once. ``open_now`` counts them."""
+    """Makes the protocols of a listening socket: those of ``serve``, for at most ``most`` open connections, ``of_one``
+    of them of one address. Beyond that, and when no request came whole (but for its body) within ``patience`` seconds,
+    a connection is closed. ``proxies`` are the addresses of many and have as many connections as there are."""
 
-    def __init__(self, serve: Callable[[], asyncio.Protocol], open_now: Callable[[], int], most: int) -> None:
-        self._serve = serve
-        self._open_now = open_now
-        self._most = most
+    def __init__(
+        self,
+        serve: Callable[[], asyncio.Protocol],
+        *,
+        most: int,
+        of_one: int,
+        proxies: Sequence[Network] = (),
+        patience: float,
+    ) -> None:
+        self.serve = serve
+        self.patience = patience
+        self._proxies = tuple(proxies)
+        self._inside = Crowd(of_one, most)
         self.turned_away = 0
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of one more connection."""
-        if self._open_now() >= self._most:
-            self.turned_away += 1
-            return _Closed()
-        return self._serve()
+        return _Guest(self)
+
+    def enter(self, peer: tuple[str, int]) -> str | None:
+        """A connection from this address and port: the name by which it leaves again; None if there is no room."""
+        host, port = peer[:2]
+        name = f"{host} {port}" if is_among(host, self._proxies) else client(host, (), ())
+        if self._inside.enter(name):
+            return name
+        self.turned_away += 1
+        return None
+
+    def leave(self, name: str) -> None:
+        """The connection is gone."""
+        self._inside.leave(name)
 
 
-class _Closed(asyncio.Protocol):
-    """A connection that there is no room for."""
+class _Guest(asyncio.Protocol):
+    """One connection: it is counted, and all else is left to the protocol that serves."""
+
+    def __init__(self, doorway: Doorway) -> None:
+        self._doorway = doorway
+        self._serving: asyncio.Protocol | None = None
+        self._name = ""
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close it."""
-        transport.close()
+        """Serve it if there is room, else close it."""
+        assert isinstance(transport, asyncio.Transport)
+        peer = transport.get_extra_info("peername")
+        name = self._doorway.enter(peer) if peer else None
+        if name is None:
+            transport.close()
+            return
+        self._name = name
+        self._serving = self._doorway.serve()
+        self._timer = asyncio.get_running_loop().call_later(self._doorway.patience, transport.abort)
+        self._serving.connection_made(transport)
+
+    def whole(self) -> None:
+        """A request came whole."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self.whole()
+        if self._serving is not None:
+            self._doorway.leave(self._name)
+            self._serving.connection_lost(exc)
+            self._serving = None
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on."""
+        if self._serving is not None:
+            self._serving.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        return None if self._serving is None else self._serving.eof_received()
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        if self._serving is not None:
+            self._serving.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        if self._serving is not None:
+            self._serving.resume_writing()
+
+
+def _told_whole(request: web.Request) -> None:
+    """Tell the request's connection that it brought one."""
+    transport = request.transport
+    guest = None if transport is None else transport.get_protocol()
+    if isinstance(guest, _Guest):
+        guest.whole()

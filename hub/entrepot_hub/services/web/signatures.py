@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -15,7 +16,9 @@ from entrepot.core.errors import Denied, InvalidInput, NotFound
 from entrepot.core.signing import SAFE_METHODS, WINDOW, verify_request
 from entrepot_hub.adapters.registry import Registry
 from entrepot_hub.core.members import Node, NodeStatus
-from entrepot_hub.services.web.shedding import Shedding
+
+if TYPE_CHECKING:
+    from entrepot_hub.services.web.shedding import Shedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,11 @@ class Signatures:
         if request.method not in SAFE_METHODS:
             # The request is too old a window after it was made; its maker's clock may be a window ahead.
             until = signed.created + 2 * WINDOW + 1
-            await self._registry.nonce(node.public, signed.nonce, expires=until, now=now)
-        self._shedding.counts(request, node.public)
+            try:
+                await self._registry.nonce(node.public, signed.nonce, expires=until, now=now)
+            except Denied:
+                self._shedding.repeated(request, node.public)
+                raise
         return Caller(node, body)
 
 

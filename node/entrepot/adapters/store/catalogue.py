@@ -247,6 +247,18 @@ def totals(db: sqlite3.Connection) -> tuple[int, int]:
 
 
 @reads
+def files(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[str, int, Content]]:
+    """A page of the files past the row ``after``, in the order of rows: each with its stream's name (or id) and
+    length."""
+    rows = db.execute(
+        "SELECT stream.name, stream.stream, stream.length, content.id, stored, path, complete, stale, identity "
+        "FROM content JOIN stream ON content.stream = stream.id WHERE content.id > ? ORDER BY content.id LIMIT ?",
+        (after, limit),
+    ).fetchall()
+    return [(row[0] or str(StreamId(row[1])), row[2], _content(row[3:])) for row in rows]
+
+
+@reads
 def link_at(db: sqlite3.Connection, path: Path) -> tuple[Known, Content] | None:
     """The stream that the linked file at ``path`` holds."""
     row = db.execute(

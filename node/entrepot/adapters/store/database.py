@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, Final, Literal
 
-from entrepot.adapters.files import disk_full, make_folder
+from entrepot.adapters.files import disk_full, free_space, make_folder
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, Internal, InvalidInput, RetryLater
 
 type Migration = Callable[[sqlite3.Connection], None]
 type Journal = Literal["wal", "delete"]
 
 _CACHE: Final = -16_384  # KiB of page cache
+_SCANT: Final = 64 << 10  # bytes free on the disk below which what SQLite could not write had no room
 
 
 class Database:
@@ -185,6 +186,11 @@ def translate(error: sqlite3.Error, path: Path) -> EntrepotError:
         return RetryLater(f"the store {path.parent} is busy with another process", kind="busy", path=str(path))
     if primary == sqlite3.SQLITE_FULL:
         return disk_full(path)
+    if primary == sqlite3.SQLITE_IOERR:
+        # The files beside the catalogue (-wal, -shm) need room too, and SQLite does not say that it lacked.
+        free = free_space(path.parent)
+        if free is not None and free < _SCANT:
+            return disk_full(path, None, free)
     if primary in (
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_READONLY,

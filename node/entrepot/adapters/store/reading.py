@@ -102,6 +102,15 @@ class Reader:
         self._database.run_from_thread(catalogue.mark_stale, content.id)
         return None
 
+    @staticmethod
+    def unaltered(content: Content, length: int) -> bool:
+        """Whether a look at the content's file finds what it was. Changes nothing."""
+        try:
+            found = identify(content.path)
+        except EntrepotError:
+            return False
+        return found is not None and (found.size == length if content.stored else found.same(content.identity))
+
     def complete(self, known: Known) -> tuple[Content, FileIdentity] | None:
         """A file that holds the whole stream, None if there is none now."""
         for content in known.contents:
@@ -173,6 +182,25 @@ class Reader:
         bitmap = self.bits(content, geometry)
         headers = self._database.run_from_thread(proofs.header_numbers, known.id, lock.id)
         return of_numbers(number for number in sorted(headers) if bitmap.has_all(geometry.miniblocks_of(number)))
+
+    def present(self, known: Known) -> int:
+        """Bytes of the stream that are here and verified, as the files are now. What was fetched with miniblocks of
+        several sizes counts with the size that covers most."""
+        if self.complete(known) is not None:
+            return known.opening.length
+        content = self.partial(known)
+        if content is None:
+            return 0
+        length, most = known.opening.length, 0
+        for level in self._database.run_from_thread(proofs.verified_levels, content.id):
+            size = LEAF << level
+            bitmap = Bitmap(-(-length // size))
+            for chunk, row in self._database.run_from_thread(proofs.verified, content.id, level):
+                bitmap.merge(chunk, row)
+            last = bitmap.count - 1
+            short = bitmap.count * size - length if bitmap.count and last in bitmap else 0
+            most = max(most, bitmap.set_count * size - short)
+        return most
 
     # ---- bytes
 

@@ -262,6 +262,33 @@ class Store:
 
         return await self._run(work)
 
+    async def present(self, stream: StreamId) -> int:
+        """Bytes of the stream that are here and verified; 0 for one that is not known. Looks at the files' sizes and
+        times: a linked file that changed is no longer counted, here and in :meth:`entry`."""
+
+        def work() -> int:
+            known = self._database.run_from_thread(catalogue.known, stream)
+            reader = self._open.reader
+            return 0 if known is None else reader.present(reader.known(stream))
+
+        return await self._run(work)
+
+    async def altered(self, after: int = 0, limit: int = 1000) -> tuple[list[str], int | None]:
+        """The streams, by name, of which a file changed, is gone or cannot be looked at now, by a look at each of a
+        page of files; and where the next page begins, None after the last. Changes nothing."""
+
+        def work() -> tuple[list[str], int | None]:
+            rows = self._database.run_from_thread(catalogue.files, after, limit)
+            reader = self._open.reader
+            found = [
+                name
+                for name, length, content in rows
+                if content.stale or not reader.unaltered(reader.located(content), length)
+            ]
+            return found, rows[-1][2].id if len(rows) == limit else None
+
+        return await self._run(work)
+
     async def streams(self, scope: str | None = None, after: StreamId | None = None, limit: int = 1000) -> list[Entry]:
         """A page of the catalogue in the order of ids: those past ``after``, of one scope or of all."""
         found = await self._database.run(
