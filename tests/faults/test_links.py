@@ -329,7 +329,8 @@ def stays_broken(
 
 def test_a_link_that_stays_broken(ground: Ground, report: Report) -> None:
     """The reader cannot reach the bucket: the get says so, and completes once it can."""
-    stays_broken(ground, report, ("reader", "bucket"), "refused", "before the want", 10)
+    # Long enough that its downloads have failed for half of it, also where the machine is busy.
+    stays_broken(ground, report, ("reader", "bucket"), "refused", "before the want", 25)
 
 
 # ---- all of it

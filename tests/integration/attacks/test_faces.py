@@ -85,7 +85,7 @@ async def test_no_path_leads_out_of_a_folder_bucket(grid: Grid, content: Content
         paths += ["/bucket/../secret.txt", "/bucket/%2e%2e/secret.txt", "/../secret.txt", "/bucket/../hub/master.key"]
         for path in paths:
             status, _, answer = await raw(grid.url, signed.method, f"{path}?{parts.query}", signed.headers, body)
-            assert status in {400, 403, 404, 405}, path
+            assert status in {400, 403, 404, 405, 413}, path  # 413: only the bucket's own paths take long bodies
             assert SECRET not in answer, path
             assert b"root:" not in answer, path
     assert (grid.folder / "secret.txt").read_bytes() == SECRET

@@ -383,3 +383,16 @@ def test_it_asks_again_when_the_hub_says_that_there_is_room(after: float, expect
     timer = requester.timer()
     assert timer is not None
     assert timer == min(1.0 + expected, SETTINGS.want_deadline)  # the get itself ends then
+
+
+def test_downloads_that_fail_are_the_reason_at_the_deadline() -> None:
+    """The hub says again and again that an object is ready, and this node cannot reach the bucket: that is told."""
+    requester = make(deadline=10.0)
+    requester.begin(((0, 0),), 0.0)
+    reply = WantReply(objects=(ready(0),), again_in=1000)
+    assert fetched_numbers(requester.replied(reply, 0.1)) == [0]
+    requester.fetch_failed(0, RetryLater("no connection", kind="bucket-unreachable"), 0.5)
+    requester.replied(reply, 0.6)
+    requester.fetch_failed(0, RetryLater("no connection", kind="bucket-unreachable"), 9.0)
+    requester.replied(reply, 9.1)
+    assert one(Fail, requester.tick(10.0)).error.kind == "bucket-unreachable"

@@ -134,6 +134,7 @@ class Requester:
         self._rests: dict[int, tuple[str | None, float]] = {}
         self._bads: dict[int, set[str | None]] = {}
         self._reason: EntrepotError | None = None
+        self._trouble: EntrepotError | None = None  # why downloads fail, until one comes
 
     # -- what happened ------------------------------------------------------------------------------------------
 
@@ -211,6 +212,7 @@ class Requester:
         self._known.pop(number, None)
         self._troubles.pop(number, None)
         self._rests.pop(number, None)
+        self._trouble = None
         self._todo = without(self._todo, number)
         self._deadline = max(self._deadline, now + self._patience)
         told: list[Effect] = [Tell("got", Got(lock=self._lock, stream=self.stream.raw, numbers=(number,)))]
@@ -254,7 +256,7 @@ class Requester:
             case Denied():
                 self._reason = error
             case RetryLater() if error.kind != "disk-full":
-                self._reason = error
+                self._reason = self._trouble = error
             case _:
                 return self._fail(error)
         self._ask_soon(now + pause)
@@ -405,6 +407,8 @@ class Requester:
     def _late(self, now: float) -> EntrepotError:
         if self._reason is not None:
             return self._reason
+        if self._trouble is not None:  # the hub, which reaches the bucket, sees nothing in the way
+            return self._trouble
         if any(now - since >= self._patience / 2 for since in self._fetching_since.values()):
             return RetryLater(
                 f"nothing came from the bucket for {self._patience:g} s",
