@@ -322,12 +322,12 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "URLs that a revoked node still holds": Attack(
         "they end in minutes; what it uploads by one has to prove itself as any object has",
         (_ATTACKS + "test_grants.py::test_the_urls_of_a_revoked_node_end_soon",),
-        "not defended: until then, at most 10 minutes to read and 15 to upload",
+        "not defended: until then, at most 10 minutes to read and some to upload",
     ),
     "a condemned object put there again by its old URL": Attack(
         "it answers to no grant any more and is deleted; the honest upload is asked for again",
         (_ATTACKS + "test_poison.py::test_a_poison_put_again_delays_and_no_more",),
-        "not defended: while that URL lives (15 minutes) each replay that lands first costs an upload",
+        "not defended: while that URL lives (5 minutes for 4 MiB) each replay that lands first costs an upload",
     ),
     "floods by a member": Attack(
         "nodes take turns, bounded queues, so many wants and sessions of one node",
