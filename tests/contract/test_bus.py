@@ -13,6 +13,7 @@ import pytest
 from tests.servers.nats import QUICK, Nats, running_nats
 
 from entrepot.adapters.bus import Bus, BusSettings, BusState, Message
+from entrepot.adapters.bus_subscription import TURN
 from entrepot.core import subjects
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.keyring import Credentials
@@ -192,6 +193,29 @@ async def test_a_slow_handler_fills_its_queue_and_no_other(nats: Nats) -> None:
         gate.set()
         await until(lambda: len(slow) + dropped == 100)
         assert hub.stats.dropped == dropped >= 89
+
+
+async def test_a_handler_that_never_waits_leaves_others_their_turn(nats: Nats) -> None:
+    """However many messages lie there, everything else on the event loop goes on between them."""
+    turns: list[int] = []
+    turn = 0
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with nats.hub() as bus:
+        subscription = await bus.subscribe("a.b", lambda _: turns.append(turn))
+        task = asyncio.create_task(others())
+        for _ in range(10 * TURN):
+            subscription._deliver("a.b", b"", None, False)
+        async with asyncio.timeout(20):
+            while len(turns) < 10 * TURN:
+                await asyncio.sleep(0.005)
+        task.cancel()
+    assert all(later > now for now, later in zip(turns, turns[TURN:], strict=False))
 
 
 async def test_a_queue_is_bounded_in_bytes_too(nats: Nats) -> None:

@@ -67,4 +67,4 @@ def test_a_want_for_a_stream_that_nobody_knows_is_kept_as_well(site: Site) -> No
     until(lambda: "ever said it had" in get.told, what="the want at the hub")
     get.kill()
     holder.up()
-    until(lambda: len(site.hub.objects()) == 1, what="an object in the bucket")
+    until(lambda: len(site.hub.objects()) >= 1, what="an object in the bucket")

@@ -20,6 +20,7 @@ from entrepot.core import (
     messages,
     nkeys,
     ranges,
+    rate,
     signing,
     subjects,
     units,
@@ -272,8 +273,12 @@ def run_lock(data: bytes) -> object:
 
 def run_units(data: bytes) -> object:
     """Sizes, durations and ranges as people write them; what is read can be printed."""
-    parser, rest = chosen(data, (units.parse_size, units.parse_duration, units.parse_span, _range_options))
+    parsers = (units.parse_size, units.parse_duration, units.parse_span, _range_options, rate.Bandwidth.parse)
+    parser, rest = chosen(data, parsers)
     found = parser(text_of(rest))
+    if isinstance(found, rate.Bandwidth):
+        assert rate.Bandwidth.parse(str(found)) == found
+        return found
     if isinstance(found, int):
         assert 0 <= found <= units.MAX_SIZE
         units.format_size(found)
@@ -494,9 +499,10 @@ TARGETS: tuple[Target, ...] = (
     Target(
         name="sizes, durations, ranges of bytes",
         run=run_units,
-        samples=lambda: each(range(4), [b"512M", b"1h30m", b"0-1023", b"7-", b"10GiB", b"0.5"]),
+        samples=lambda: each(range(5), [b"512M", b"1h30m", b"0-1023", b"7-", b"10GiB", b"0.5", b"2M:off"]),
         covers=(
             *_core("units", "parse_size", "parse_duration", "parse_span"),
+            *_core("rate", "Bandwidth.parse"),
             "entrepot.cli.transfer:read_range",
         ),
     ),

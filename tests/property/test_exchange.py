@@ -195,6 +195,9 @@ class World:
                         [ref], self.rounds.interested(ref, self.now), self.now + SETTINGS.read_lease, self.now
                     )
                 self.tell(State(lock=LOCK.id, stream=self.stream.raw, objects=states))
+            case hubbing.Review(grants):
+                views = [self.ledger.view(grant.ref) for grant in grants]
+                self.hub(self.rounds.reviewed(grants, views, self.now))
             case hubbing.Introduce(_, _, opening):
                 self.ledger.learn("demo", self.stream.raw, opening)
                 self.tell(State(lock=LOCK.id, stream=self.stream.raw, objects=(), opening=opening.encode()))

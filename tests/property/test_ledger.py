@@ -43,6 +43,7 @@ STREAMS = st.sampled_from([STREAM, STREAM, OTHER])
 NUMBERS = st.integers(0, 5)
 REFS = st.builds(ObjectRef, CHANNELS, st.just(LOCK), STREAMS, NUMBERS)
 SIZES = st.sampled_from([100, 100, 100, 60])
+LENGTHS = st.sampled_from([None, None, 100, 60, 40, 101])
 DIGESTS = st.sampled_from([b"d" * 32, b"d" * 32, b"e" * 32])
 FOUND = st.none() | st.builds(
     Found, st.sampled_from([100, 100, 60, 0]), st.sampled_from(["e1", "e2"]), st.none() | DIGESTS
@@ -150,7 +151,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(ref=REFS, found=FOUND)
     def settle(self, ref: ObjectRef, found: Found | None) -> None:
+        self.look(ref, found)
+
+    def look(self, ref: ObjectRef, found: Found | None) -> None:
+        """A look. Where it finds that somebody else deleted the object, what one of its grants may still put there is
+        reserved, whether it fits or not."""
+        before = self.model.view(ref).record
         self.both(lambda ledger: ledger.settle(ref, found, self.now, GRACE))
+        after = self.model.view(ref).record
+        if found is None and (before.status, after.status) == (ObjectStatus.READY, ObjectStatus.RESERVED):
+            grants = [grant for grant in self.model._grants.values() if grant.ref == ref]
+            able = [g.length for g in grants if g.put_until > 0 and self.now <= g.put_until + GRACE]
+            assert after.size == max(before.size, *able, 0)
+            self.most[ref.channel] += after.size - before.size
 
     @invariant()
     def same_objects(self) -> None:
@@ -191,10 +204,41 @@ class GrantMachine(LedgerMachine):
         self.grants += [(proposal.grant, node) for proposal in proposals]
         self.refs.update(refs)
 
-    @rule(data=st.data(), digest=DIGESTS, life=st.sampled_from([5.0, 100.0]))
-    def accept(self, data: st.DataObject, digest: bytes, life: float) -> None:
+    @rule(data=st.data(), digest=DIGESTS, life=st.sampled_from([5.0, 100.0]), length=LENGTHS)
+    def accept(self, data: st.DataObject, digest: bytes, life: float, length: int | None) -> None:
+        """Perhaps for fewer bytes than were granted, or for more, which is refused."""
         grant, node = data.draw(st.sampled_from(self.grants[-8:]))
-        self.both(lambda ledger: ledger.accept(grant, node, digest, self.now + 10, self.now + life, self.now))
+        until, put_until = self.now + 10, self.now + life
+        self.both(lambda ledger: ledger.accept(grant, node, digest, until, put_until, self.now, length))
+
+    @rule(ref=REFS, first=LENGTHS, second=LENGTHS, late=st.booleans())
+    def shrink(self, ref: ObjectRef, first: int | None, second: int | None, late: bool) -> None:
+        """A grant is accepted for so many bytes and lapses, another one for others; one of both lands in the end."""
+        for node, length in (("A", first), ("B", second)):
+            grant = len(self.grants).to_bytes(16)
+            self.grants.append((grant, node))
+            wish = Proposal(ref, grant, node, "s1", 100, self.now + 10)
+            self.both(lambda ledger, wish=wish: ledger.grant([wish], self.now))  # type: ignore[misc]
+            self.both(
+                lambda ledger, grant=grant, node=node, length=length: ledger.accept(  # type: ignore[misc]
+                    grant, node, b"d" * 32, self.now + 10, self.now + 100, self.now, length
+                )
+            )
+            if node == "A":
+                self.now += 11.0
+                self.both(lambda ledger: ledger.lapse(self.now))
+        self.refs.add(ref)
+        size = (first if late else second) or 100
+        self.both(lambda ledger: ledger.settle(ref, Found(size, "e3", None), self.now, GRACE))
+
+    @rule(number=NUMBERS, lengths=st.tuples(LENGTHS, LENGTHS), late=st.booleans())
+    def vanish(self, number: int, lengths: tuple[int | None, int | None], late: bool) -> None:
+        """What the second of two grants brought is deleted by somebody else; perhaps the first one's PUT lands then."""
+        ref = ObjectRef("demo", LOCK, STREAM, number)
+        self.shrink(ref, *lengths, late=False)
+        self.look(ref, None)
+        if late:
+            self.look(ref, Found(lengths[0] or 100, "e4", None))
 
     @rule(data=st.data(), sent=st.integers(0, 101))
     def progress(self, data: st.DataObject, sent: int) -> None:

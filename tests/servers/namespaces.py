@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ type How = Literal["silent", "refused", "unreachable"]
 
 _ROUTER = "192.0.2.1"
 _CUT, _LINES, _LOCAL = "10", "40", "50"  # preferences of the router's rules; the second is its table too
+_DELAY = "20"  # rules that send packets through the tunnel that holds them, and its table
 _SELF = "30"  # a table in which the router itself has every address
 _BURST = "64kb"
 _TIMEOUT = 20.0
@@ -95,6 +96,7 @@ class Network:
         self._cuts: list[tuple[str, ...]] = []
         self._slowed: set[str] = set()
         self._narrowed: set[str] = set()
+        self._delayer: subprocess.Popen[bytes] | None = None
         self.router = Namespace()
         self.router.write("net/ipv4/ip_forward", "1")
         # The lines are looked up before the router's own addresses: so it may have every party's address as well, and
@@ -139,12 +141,40 @@ class Network:
         """The router's own words to a party (that a packet is too big, that there is no way) are lost."""
         self._rule("iif", "lo", "to", self.parties[name].address, "blackhole")
 
-    def slow(self, name: str, rate: int) -> None:
-        """A party's line passes ``rate`` bytes/s in each direction."""
-        words = ("root", "tbf", "rate", f"{rate * 8}bit", "burst", _BURST, "latency", "100ms")
-        self.router.tool("tc", "qdisc", "replace", "dev", self.parties[name].device, *words)
-        self.parties[name].tool("tc", "qdisc", "replace", "dev", "net0", *words)
+    def slow(self, name: str, rate: int, *, up: int | None = None, burst: str = _BURST) -> None:
+        """A party's line passes ``rate`` bytes/s in each direction, or what it sends at ``up``. ``burst``: what passes
+        at once; for rates of a gigabit/s and more it must be some hundred KiB."""
+
+        def words(rate: int) -> tuple[str, ...]:
+            return ("root", "tbf", "rate", f"{rate * 8}bit", "burst", burst, "latency", "100ms")
+
+        self.router.tool("tc", "qdisc", "replace", "dev", self.parties[name].device, *words(rate))
+        self.parties[name].tool("tc", "qdisc", "replace", "dev", "net0", *words(rate if up is None else up))
         self._slowed.add(name)
+
+    def delay(self, names: Iterable[str], round_trip: float) -> None:
+        """From now on there are ``round_trip`` seconds from each of these parties to every other party and back. May
+        be called once, when all parties are there. A process of ours holds the packets (:mod:`tests.servers.delay`);
+        it takes ``/dev/net/tun``."""
+        assert self._delayer is None
+        router = self.router
+
+        def start() -> subprocess.Popen[bytes]:
+            words = [sys.executable, "-I", str(Path(__file__).with_name("delay.py")), "delay", str(round_trip / 2)]
+            return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+        self._delayer = router.call(start)
+        assert self._delayer.stdout is not None
+        assert self._delayer.stdout.readline() == b"ready\n", "there is no tunnel"
+        router.tool("ip", "link", "set", "delay", "txqueuelen", "10000", "up")
+        for party in self.parties.values():  # and no more: the router itself is as near as ever, also to ask who has it
+            router.tool("ip", "route", "add", f"{party.address}/32", "dev", "delay", "table", _DELAY)
+        # What comes out of it goes on as ever; what comes from or goes to these parties goes in.
+        router.tool("ip", "rule", "add", "pref", _DELAY, "iif", "delay", "lookup", _LINES)
+        for name in names:
+            party = self.parties[name]
+            router.tool("ip", "rule", "add", "pref", _DELAY, "iif", party.device, "lookup", _DELAY)
+            router.tool("ip", "rule", "add", "pref", _DELAY, "to", f"{party.address}/32", "lookup", _DELAY)
 
     def narrow(self, name: str, size: int) -> None:
         """Packets to a party are at most ``size`` bytes; the router says so to who sends larger ones."""
@@ -176,6 +206,10 @@ class Network:
 
     def close(self) -> None:
         """Let go of everything. May be called again."""
+        if self._delayer is not None:
+            self._delayer.kill()
+            self._delayer.communicate()
+            self._delayer = None
         for party in self.parties.values():
             party.close()
         self.router.close()

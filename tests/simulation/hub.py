@@ -48,6 +48,7 @@ SETTINGS: Final = ExchangeSettings(
     read_lease=8.0,
     window=4,
     fetches=2,
+    fetches_most=2,
     slots=2,
     queue=3,
     offer_life=8.0,

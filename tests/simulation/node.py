@@ -28,7 +28,7 @@ from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import Bad, Got, Grant, Offer, Progress, Seek, State
-from entrepot.core.ranges import Pair, of_numbers
+from entrepot.core.ranges import Pair, holds, of_numbers
 from entrepot.services.hubs import JoinedChannel, JoinedHub
 from entrepot.services.settings import NodeSettings, SessionSettings
 from entrepot_hub.core.ledger import ObjectRef
@@ -207,6 +207,9 @@ class Source:
         """Bytes."""
         return len(self.data)
 
+    def release(self) -> None:
+        """It is not to be sent any more."""
+
 
 class ModelFetch:
     """A stream that is being fetched, kept in what the node holds."""
@@ -214,6 +217,7 @@ class ModelFetch:
     def __init__(self, known: Content, held: Held) -> None:
         self.opening = known.opening
         self.geometry = known.geometry
+        self.lock = known.geometry.lock
         self.known = known
         self.held = held.of(known.stream.raw)
 
@@ -230,6 +234,10 @@ class ModelFetch:
     def missing_objects(self) -> tuple[Pair, ...]:
         """What is not here."""
         return of_numbers(n for n in range(self.geometry.object_count) if n not in self.held)
+
+    def missing_miniblocks(self, number: int) -> tuple[int, ...]:
+        """What is not here of an object."""
+        return () if number in self.held else tuple(range(len(self.geometry.miniblocks_of(number))))
 
     async def finish(self) -> None:
         """It is whole."""
@@ -282,6 +290,18 @@ class ModelStore:
 
         source: Source = await self._look(look)
         return source
+
+    async def held(self, streams: Sequence[StreamId], scope: str, lock: SchemaLock) -> list[Holding]:
+        """What is here of several streams."""
+        found = [await self.holds(stream, scope, lock) for stream in streams]
+        return [one for one in found if one is not None]
+
+    async def served(self, stream: StreamId, scope: str, lock: SchemaLock, number: int, digest: str) -> Source | None:
+        """An object to be sent, if it is here."""
+        found = await self.holds(stream, scope, lock)
+        if found is None or not holds(found.objects, number):
+            return None
+        return await self.object_source(stream, lock, number, digest)
 
     async def entry(self, stream: StreamId) -> Any:
         """What the catalogue says of a stream."""
@@ -382,7 +402,14 @@ class ModelTransfers:
         await self._process.passed()
 
     async def get_object(
-        self, request: SignedRequest, fetch: ModelFetch, number: int, *, progress: Any = None, miniblocks: Any = None
+        self,
+        request: SignedRequest,
+        fetch: ModelFetch,
+        number: int,
+        progress: Any = None,
+        *,
+        miniblocks: Any = None,
+        **_more: Any,
     ) -> int:
         """Download, verify and keep an object."""
         place = self._place

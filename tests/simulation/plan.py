@@ -226,6 +226,7 @@ SCENARIOS: Final[dict[str, tuple[str, ...]]] = {
     "eviction": ("calls", "storm", "lost", "stall"),
     "archive": ("lossy", "crash", "storm", "lost"),
     "revocation": ("revoke", "lossy", "flap"),
+    "uneven": ("slow",),
     "everything": (
         "lossy", "cut", "flap", "crash", "stall", "storm", "lost", "late", "busy", "skew", "slow", "revoke", "liar",
         "vandal", "calls",

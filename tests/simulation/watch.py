@@ -204,11 +204,18 @@ class WatchedLedger(ModelLedger):
         return outcomes
 
     def accept(
-        self, grant: bytes, node: str, digest: bytes, lease_until: float, put_until: float, now: float
+        self,
+        grant: bytes,
+        node: str,
+        digest: bytes,
+        lease_until: float,
+        put_until: float,
+        now: float,
+        length: int | None = None,
     ) -> ObjectView:
         """See ``Ledger.accept``."""
         before = self._grants.get(grant)
-        view = super().accept(grant, node, digest, lease_until, put_until, now)
+        view = super().accept(grant, node, digest, lease_until, put_until, now, length)
         self._note(f"accept {grant.hex()[-6:]} of {short(key_of(view.record.ref))}")
         self._fresh(before, node, now)
         return view

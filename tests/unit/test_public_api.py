@@ -54,7 +54,9 @@ NAMES = {
 METHODS = {
     "join": "invite_url * name",
     "add": "path * channel hub copy progress",
+    "add_many": "paths * channel hub copy progress",
     "get": "target output * force channel hub deadline wait progress",
+    "get_many": "targets folder * force channel hub deadline wait at_once progress",
     "open": "target * channel hub deadline",
     "cat": "target offset length * channel hub deadline",
     "info": "target * channel hub",

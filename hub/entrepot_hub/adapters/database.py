@@ -1,7 +1,8 @@
 """The hub's database: one engine, transactions in worker threads, errors translated in one place.
 
 SQLite has one worker, so its single writer never waits for itself; PostgreSQL has a small pool. A transaction is
-begun IMMEDIATE on SQLite with ``synchronous=FULL``: what was answered survives a power cut.
+begun IMMEDIATE on SQLite with ``synchronous=FULL``: what was answered survives a power cut. What comes while the worker
+is busy is committed together (:mod:`.group_commit`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Self
+from typing import Any, Concatenate, Final, Self, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -26,7 +27,9 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.group_commit import GroupCommit
 from entrepot_hub.adapters.metrics import Metrics, Stopwatch
+from entrepot_hub.adapters.steady import Lane
 
 MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -81,6 +84,7 @@ class Database:
         self._engine: Engine | None = None
         self._opening = threading.Lock()
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="database")
+        self._writer = GroupCommit(self.transaction, self._attempt) if self._sqlite else None
         self._local = threading.local()
         self._waiting = 0
         self._closed = False
@@ -122,6 +126,8 @@ class Database:
     def close(self) -> None:
         """What :meth:`aclose` does, for callers without an event loop."""
         self._closed = True
+        if self._writer is not None:
+            self._writer.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
         with self._opening:
             if self._engine is not None:
@@ -130,8 +136,9 @@ class Database:
     async def run[**P, T](self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """``work(connection, …)`` in one transaction in a worker thread; committed when it returns.
 
-        ``work`` may be run again after a deadlock, so it changes nothing outside the database. Raises what ``work``
-        raises; RetryLater (busy, deadline, disk-full) when the database cannot now; Internal for what should not be.
+        ``work`` may be run again after a deadlock, or where it was to be committed with others and that failed, so it
+        changes nothing outside the database. Raises what ``work`` raises; RetryLater (busy, deadline, disk-full) when
+        the database cannot now; Internal for what should not be.
         """
 
         def transact() -> T:
@@ -153,14 +160,23 @@ class Database:
         """A transaction on this thread: begun here, or the one that is already open on it, which is joined."""
         current: Connection | None = getattr(self._local, "connection", None)
         if current is not None:
-            yield current
+            with translated():
+                yield current
             return
         with translated(), self._opened().begin() as connection:
             self._local.connection = connection
+            # On SQLite steady statements go to its driver. What stands in for the connection is all of it otherwise.
+            self._local.lane = cast(Connection, Lane(connection)) if self._sqlite else connection
             try:
                 yield connection
             finally:
-                self._local.connection = None
+                self._local.connection = self._local.lane = None
+
+    @contextmanager
+    def lane(self) -> Iterator[Connection]:
+        """The same, with the short way for statements that are :func:`~.steady.steady`."""
+        with self.transaction():
+            yield self._local.lane
 
     async def migrate(self) -> None:
         """Bring the tables up to this version of the hub; one hub at a time. A database that a newer version made
@@ -214,6 +230,9 @@ class Database:
         watch, outcome = Stopwatch(), "ok"
         try:
             async with asyncio.timeout(self._settings.deadline):
+                if self._writer is not None:
+                    found: T = await self._writer.put(work)
+                    return found
                 return await asyncio.wrap_future(self._executor.submit(self._attempt, work))
         except EntrepotError as error:
             outcome = error.kind
@@ -316,7 +335,7 @@ def _parse(text: str) -> URL:
 def _engine(url: URL, settings: DatabaseSettings, workers: int) -> Engine:
     sqlite = url.get_backend_name() == "sqlite"
     connect: dict[str, Any] = (
-        {"isolation_level": None, "check_same_thread": False, "timeout": settings.busy}
+        {"isolation_level": None, "check_same_thread": False, "timeout": settings.busy, "cached_statements": 512}
         if sqlite
         else {"connect_timeout": max(int(settings.busy), 2), "application_name": "entrepot-hub"}
     )

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from entrepot.core.errors import NotFound
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.database import Database
+from entrepot_hub.adapters.steady import steady
 from entrepot_hub.core.eviction import Merit
 from entrepot_hub.core.ledger import LIVE, GrantRecord, GrantStatus, ObjectRecord, ObjectRef, ObjectStatus
 
@@ -29,12 +30,12 @@ _o, _g, _c = t.objects.c, t.grants.c, t.channels.c
 LIVE_NOW: Final = _g.status.in_([sa.literal_column(f"'{status.value}'") for status in sorted(LIVE)])
 READY_NOW: Final = _o.status == sa.literal_column("'ready'")
 
-_ACCOUNT: Final = sa.select(_c.id, _c.quota, _c.charged, _c.ready_count, _c.level, _c.evicted).where(
-    _c.name == sa.bindparam("name")
+_ACCOUNT: Final = steady(
+    sa.select(_c.id, _c.quota, _c.charged, _c.ready_count, _c.level, _c.evicted).where(_c.name == sa.bindparam("name"))
 )
-_ACCOUNT_SHARED: Final = _ACCOUNT.with_for_update(read=True)
-_ACCOUNT_LOCKED: Final = _ACCOUNT.with_for_update(key_share=True)
-_SET_ACCOUNT: Final = (
+_ACCOUNT_SHARED: Final = steady(_ACCOUNT.with_for_update(read=True))
+_ACCOUNT_LOCKED: Final = steady(_ACCOUNT.with_for_update(key_share=True))
+_SET_ACCOUNT: Final = steady(
     sa.update(t.channels)
     .where(_c.id == sa.bindparam("at_id"))
     .values(
@@ -44,20 +45,24 @@ _SET_ACCOUNT: Final = (
         evicted=sa.bindparam("new_evicted"),
     )
 )
-_OBJECT: Final = sa.select(t.objects).where(
-    _o.channel_id == sa.bindparam("channel"),
-    _o.lock == sa.bindparam("at_lock"),
-    _o.stream == sa.bindparam("at_stream"),
-    _o.number == sa.bindparam("at_number"),
+_OBJECT: Final = steady(
+    sa.select(t.objects).where(
+        _o.channel_id == sa.bindparam("channel"),
+        _o.lock == sa.bindparam("at_lock"),
+        _o.stream == sa.bindparam("at_stream"),
+        _o.number == sa.bindparam("at_number"),
+    )
 )
-_OBJECTS: Final = sa.select(t.objects).where(
-    _o.channel_id == sa.bindparam("channel"),
-    _o.lock == sa.bindparam("at_lock"),
-    _o.stream == sa.bindparam("at_stream"),
-    _o.number.in_(sa.bindparam("numbers", expanding=True)),
+_OBJECTS: Final = steady(
+    sa.select(t.objects).where(
+        _o.channel_id == sa.bindparam("channel"),
+        _o.lock == sa.bindparam("at_lock"),
+        _o.stream == sa.bindparam("at_stream"),
+        _o.number.in_(sa.bindparam("numbers", expanding=True)),
+    )
 )
-_LIVE_GRANTS: Final = sa.select(t.grants).where(_g.object_id.in_(sa.bindparam("ids", expanding=True)), LIVE_NOW)
-_SET_OBJECT: Final = (
+_LIVE_GRANTS: Final = steady(sa.select(t.grants).where(_g.object_id.in_(sa.bindparam("ids", expanding=True)), LIVE_NOW))
+_SET_OBJECT: Final = steady(
     sa.update(t.objects)
     .where(_o.id == sa.bindparam("at_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in (
@@ -65,11 +70,11 @@ _SET_OBJECT: Final = (
         "visits", "cost", "standing", "left_at"
     )})
 )  # fmt: skip
-_SET_GRANT: Final = (
+_SET_GRANT: Final = steady(
     sa.update(t.grants)
     .where(_g.grant == sa.bindparam("at_grant"))
     .values({name: sa.bindparam(f"new_{name}") for name in (
-        "status", "digest", "lease_until", "put_until", "accepted_at", "sent", "sent_at", "reason"
+        "status", "length", "digest", "lease_until", "put_until", "accepted_at", "sent", "sent_at", "reason"
     )})
 )  # fmt: skip
 
@@ -112,7 +117,7 @@ class LedgerRows:
         return f"{type(self).__name__}({self._database!r})"
 
     def _transaction(self) -> AbstractContextManager[Connection]:
-        return self._database.transaction()
+        return self._database.lane()
 
     def _insert(self, table: sa.Table) -> Any:
         return sqlite.insert(table) if self._database.is_sqlite else postgresql.insert(table)
@@ -284,6 +289,7 @@ def _grant_values(grant: GrantRecord) -> dict[str, Any]:
     return {
         "at_grant": grant.grant,
         "new_status": grant.status.value,
+        "new_length": grant.length,
         "new_digest": grant.digest,
         "new_lease_until": grant.lease_until,
         "new_put_until": grant.put_until,

@@ -33,8 +33,8 @@ class Metrics:
     def message(self, verb: str, channel: str, node: str, outcome: str, seconds: float) -> None:
         """A message of a node was handled. ``outcome``: ``ok``, or the kind of the error it was answered with."""
 
-    def dropped(self, why: str) -> None:
-        """A message was not handled: ``rate`` (its sender says too much), ``node`` (too many of its sender wait),
+    def dropped(self, why: str, count: int = 1) -> None:
+        """So many messages were not handled: ``rate`` (their sender says too much), ``node`` (too many of it wait),
         ``work`` (too much runs), ``subject`` or ``reply`` (not where it may be sent or answered)."""
 
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -158,9 +158,9 @@ class HubMetrics(Metrics):
         self.traffic.of_channel(channel).add(messages=1, refused=refused)
         self.traffic.of_node(node).add(messages=1, refused=refused)
 
-    def dropped(self, why: str) -> None:
+    def dropped(self, why: str, count: int = 1) -> None:
         """See :class:`Metrics`."""
-        self._dropped.labels(why).inc()
+        self._dropped.labels(why).inc(count)
 
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
         """See :class:`Metrics`."""

@@ -28,16 +28,20 @@ from entrepot_hub.adapters.ledger_rows import (
     new_object,
     to_grant,
     to_object,
+    to_slot,
 )
+from entrepot_hub.adapters.steady import steady
 from entrepot_hub.core.ledger import (
     LIVE,
     GrantOutcome,
     GrantRecord,
     GrantStatus,
+    ObjectRecord,
     ObjectRef,
     ObjectView,
     Proposal,
     Refusal,
+    charge,
     judge,
     renewed,
 )
@@ -50,6 +54,7 @@ from entrepot_hub.core.transitions import (
     reserved,
     restored,
     shortened,
+    shrunk,
 )
 
 _o, _g, _c = t.objects.c, t.grants.c, t.channels.c
@@ -59,31 +64,33 @@ _PLACED: Final = (
     .join(t.objects, _o.id == _g.object_id)
     .join(t.channels, _c.id == _o.channel_id)
 )
-_GRANTS: Final = _PLACED.where(_g.grant.in_(sa.bindparam("grants", expanding=True)))
-_GRANT: Final = _PLACED.where(_g.grant == sa.bindparam("at_grant"))
-_GRANT_LOCKED: Final = _GRANT.with_for_update(of=t.grants)
-_SESSION_LOCKED: Final = (
+_GRANTS: Final = steady(_PLACED.where(_g.grant.in_(sa.bindparam("grants", expanding=True))))
+_GRANT: Final = steady(_PLACED.where(_g.grant == sa.bindparam("at_grant")))
+_GRANT_LOCKED: Final = steady(_GRANT.with_for_update(of=t.grants))
+_SESSION_LOCKED: Final = steady(
     _PLACED.where(_g.node == sa.bindparam("at_node"), _g.session == sa.bindparam("at_session"), LIVE_NOW)
     .order_by(_g.id)
     .with_for_update(of=t.grants)
 )
-_UPLOADING: Final = (
+_UPLOADING: Final = steady(
     sa.select(_g.node, _g.session).where(LIVE_NOW, _g.node.in_(sa.bindparam("nodes", expanding=True))).distinct()
 )
 #: Rows that another hub is ending just now are left to it.
-_LAPSED: Final = (
+_LAPSED: Final = steady(
     _PLACED.where(LIVE_NOW, _g.lease_until <= sa.bindparam("now"))
     .order_by(_g.lease_until, _g.id)
     .limit(sa.bindparam("most"))
     .with_for_update(of=t.grants, skip_locked=True)
 )
-_OBJECT_OF: Final = sa.select(t.objects).where(_o.id == sa.bindparam("at_id"))
-_RAISE_PUT_UNTIL: Final = (
+_OBJECT_OF: Final = steady(sa.select(t.objects).where(_o.id == sa.bindparam("at_id")))
+_GRANTS_OF: Final = steady(sa.select(t.grants).where(_g.object_id == sa.bindparam("at_id")))
+_RAISE_PUT_UNTIL: Final = steady(
     sa.update(t.objects)
     .where(_o.id == sa.bindparam("at_id"), _o.put_until < sa.bindparam("at_until"))
     .values(put_until=sa.bindparam("at_until"))
 )
-_NEW_OBJECTS: Final = sa.insert(t.objects).returning(_o.id, _o.channel_id, _o.lock, _o.stream, _o.number)
+_NEW_GRANTS: Final = steady(sa.insert(t.grants))
+_NEW_OBJECTS: Final = steady(sa.insert(t.objects).returning(_o.id, _o.channel_id, _o.lock, _o.stream, _o.number))
 
 
 class SqlGrants(LedgerRows):
@@ -142,21 +149,42 @@ class SqlGrants(LedgerRows):
         return GrantOutcome(proposal, grant)
 
     def accept(
-        self, grant: bytes, node: str, digest: bytes, lease_until: float, put_until: float, now: float
+        self,
+        grant: bytes,
+        node: str,
+        digest: bytes,
+        lease_until: float,
+        put_until: float,
+        now: float,
+        length: int | None = None,
     ) -> ObjectView:
         """See ``Ledger.accept``."""
         with self._transaction() as connection:
             row = connection.execute(_GRANT, {"at_grant": grant}).one_or_none()
             if row is not None and not self._database.is_sqlite:
-                account(connection, row.channel, "share")
+                account(connection, row.channel, "share" if length in {None, row.length} else "own")
                 row = connection.execute(_GRANT_LOCKED, {"at_grant": grant}).one_or_none()
             before = held_by(None if row is None else _to_placed(row), node, now)
             assert row is not None
-            after = accepted(before, digest, lease_until, put_until, now)
+            after = accepted(before, digest, lease_until, put_until, now, length)
             keep_grants(connection, [after])
             connection.execute(_RAISE_PUT_UNTIL, {"at_id": row.object_id, "at_until": after.put_until})
             there = connection.execute(_OBJECT_OF, {"at_id": row.object_id}).one()
-            return ObjectView(to_object(there, row.channel), after)
+            if after.length == before.length:
+                return ObjectView(to_object(there, row.channel), after)
+            return ObjectView(self._shrink(connection, to_slot(there, row.channel)), after)
+
+    @staticmethod
+    def _shrink(connection: Connection, slot: Slot) -> ObjectRecord:
+        """The object's reservation after a grant of it was accepted for less; its channel's account is this
+        transaction's."""
+        of, before = account(connection, slot.record.ref.channel), slot.record
+        rows = connection.execute(_GRANTS_OF, {"at_id": slot.id})
+        slot.record = shrunk(before, [to_grant(row, before.ref) for row in rows])
+        of.charged += charge(slot.record) - charge(before)
+        keep_objects(connection, [slot])
+        keep_account(connection, of)
+        return slot.record
 
     def progress(self, grant: bytes, node: str, sent: int, lease: float, floor: float, now: float) -> GrantRecord:
         """See ``Ledger.progress``."""
@@ -247,7 +275,7 @@ def _keep_made(
             ids[row.channel_id, (bytes(row.lock), bytes(row.stream), row.number)] = row.id
         for slot in new:
             slot.id = ids[accounts[slot.record.ref.channel].id, key_of(slot.record.ref)]
-    connection.execute(sa.insert(t.grants), [_new_grant(grant, slots[grant.ref].id) for grant in made])
+    connection.execute(_NEW_GRANTS, [_new_grant(grant, slots[grant.ref].id) for grant in made])
     for of in accounts.values():
         keep_account(connection, of)
 

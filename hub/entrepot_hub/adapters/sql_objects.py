@@ -29,6 +29,7 @@ from entrepot_hub.adapters.ledger_rows import (
     to_object,
     to_slot,
 )
+from entrepot_hub.adapters.steady import steady
 from entrepot_hub.core.eviction import ONLINE, Candidate, arrived, choose, left
 from entrepot_hub.core.ledger import (
     LIVE,
@@ -53,11 +54,11 @@ _h, _n, _m = t.holders.c, t.nodes.c, t.memberships.c
 
 _NOW: Final[sa.BindParameter[float]] = sa.bindparam("now")
 _GRACE: Final[sa.BindParameter[float]] = sa.bindparam("grace")
-_GRANTS_OF: Final = (
+_GRANTS_OF: Final = steady(
     sa.select(t.grants).where(_g.object_id == sa.bindparam("at_object")).order_by(_g.id).with_for_update()
 )
 _MAY_LAND: Final = sa.and_(_o.put_until > 0, _o.put_until + _GRACE >= _NOW)
-_STALE: Final = (
+_STALE: Final = steady(
     sa.select(t.objects, _c.name.label("channel"))
     .join(t.channels, _c.id == _o.channel_id)
     .where(
@@ -78,8 +79,8 @@ _STALE: Final = (
     .order_by(_o.id)
     .limit(sa.bindparam("most"))
 )
-_STALE_IN: Final = _STALE.where(_c.name == sa.bindparam("name"))
-_READY_PAGE: Final = (
+_STALE_IN: Final = steady(_STALE.where(_c.name == sa.bindparam("name")))
+_READY_PAGE: Final = steady(
     sa.select(t.objects)
     .where(
         _o.channel_id == sa.bindparam("channel"),
@@ -92,7 +93,7 @@ _READY_PAGE: Final = (
     .order_by(_o.standing, _o.ready_number.desc())
     .limit(_PAGE)
 )
-_ONLINE: Final = (
+_ONLINE: Final = steady(
     sa.select(_h.stream, sa.func.count().label("holders"))
     .join(t.nodes, _n.public == _h.node)
     .join(t.memberships, sa.and_(_m.channel_id == _h.channel_id, _m.node == _h.node))
@@ -105,22 +106,24 @@ _ONLINE: Final = (
     )
     .group_by(_h.stream)
 )
-_READS_OF: Final = sa.select(t.reads).where(_r.object_id.in_(sa.bindparam("ids", expanding=True)))
-_ACTIVE_WANTS: Final = sa.select(_w.lock, _w.stream, _w.node, _w.ranges, _w.window).where(
-    _w.channel_id == sa.bindparam("channel"), _w.until > _NOW
+_READS_OF: Final = steady(sa.select(t.reads).where(_r.object_id.in_(sa.bindparam("ids", expanding=True))))
+_ACTIVE_WANTS: Final = steady(
+    sa.select(_w.lock, _w.stream, _w.node, _w.ranges, _w.window).where(
+        _w.channel_id == sa.bindparam("channel"), _w.until > _NOW
+    )
 )
-_LEASED: Final = (
+_LEASED: Final = steady(
     sa.select(_o.id, _o.lock, _o.stream, _o.number, _o.size, _o.ready_number, _r.node, _r.until)
     .join(t.reads, _r.object_id == _o.id)
     .where(_o.channel_id == sa.bindparam("channel"), READY_NOW, _r.until > _NOW, ~_r.got)
     .order_by(_o.ready_number, _r.node)
 )
-_END_READS: Final = (
+_END_READS: Final = steady(
     sa.update(t.reads).where(_r.object_id.in_(sa.bindparam("ids", expanding=True)), _r.until > _NOW).values(until=_NOW)
 )
-_FORGET_READS: Final = sa.delete(t.reads).where(_r.object_id == sa.bindparam("at_object"))
-_RAISE: Final = sa.update(t.objects).where(_o.id == sa.bindparam("at_id")).values(standing=sa.bindparam("to"))
-_EVICT: Final = (
+_FORGET_READS: Final = steady(sa.delete(t.reads).where(_r.object_id == sa.bindparam("at_object")))
+_RAISE: Final = steady(sa.update(t.objects).where(_o.id == sa.bindparam("at_id")).values(standing=sa.bindparam("to")))
+_EVICT: Final = steady(
     sa.update(t.objects)
     .where(_o.id.in_(sa.bindparam("ids", expanding=True)))
     .values(status=ObjectStatus.EVICTING.value)

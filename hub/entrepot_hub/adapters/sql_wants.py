@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import batched
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from entrepot.core.identifiers import Opening, StreamKind
@@ -25,6 +28,7 @@ from entrepot_hub.adapters.ledger_rows import (
     key_of,
     live_grants,
 )
+from entrepot_hub.adapters.steady import steady
 from entrepot_hub.core.eviction import visited
 from entrepot_hub.core.ledger import (
     HolderRecord,
@@ -43,6 +47,7 @@ from entrepot_hub.core.transitions import STRIKE_WINDOW, nothing
 MAX_RANGES: Final = 64
 
 _o, _g, _c, _w, _r = t.objects.c, t.grants.c, t.channels.c, t.wants.c, t.reads.c
+_h, _m, _n = t.holders.c, t.memberships.c, t.nodes.c
 
 
 def _islands(where: sa.ColumnElement[bool]) -> sa.Select[int, int]:
@@ -62,41 +67,143 @@ def _islands(where: sa.ColumnElement[bool]) -> sa.Select[int, int]:
     return sa.select(first, sa.func.max(numbered.c.number)).group_by(numbered.c.run).order_by(first).limit(MAX_RANGES)
 
 
-_READY_RANGES: Final = _islands(READY_NOW)
+_READY_RANGES: Final = steady(_islands(READY_NOW))
 #: Whatever has a live grant is RESERVED.
-_UPLOADING_RANGES: Final = _islands(
-    sa.and_(_o.status == sa.literal_column("'reserved'"), sa.exists().where(_g.object_id == _o.id, LIVE_NOW))
+_UPLOADING_RANGES: Final = steady(
+    _islands(sa.and_(_o.status == sa.literal_column("'reserved'"), sa.exists().where(_g.object_id == _o.id, LIVE_NOW)))
 )
-_OPENING: Final = sa.select(t.streams.c.length, t.streams.c.root).where(
-    t.streams.c.channel_id == sa.bindparam("channel"), t.streams.c.stream == sa.bindparam("at_stream")
+_OPENING: Final = steady(
+    sa.select(t.streams.c.length, t.streams.c.root).where(
+        t.streams.c.channel_id == sa.bindparam("channel"), t.streams.c.stream == sa.bindparam("at_stream")
+    )
 )
-_TOUCH: Final = (
+_TOUCH: Final = steady(
     sa.update(t.objects).where(_o.id.in_(sa.bindparam("ids", expanding=True))).values(used_at=sa.bindparam("at"))
 )
 #: The objects of these that the node is reading already, having been told of them.
-_READING: Final = sa.select(_r.object_id).where(
-    _r.object_id.in_(sa.bindparam("ids", expanding=True)),
-    _r.node == sa.bindparam("at_node"),
-    _r.until > sa.bindparam("now"),
-    ~_r.got,
+_READING: Final = steady(
+    sa.select(_r.object_id).where(
+        _r.object_id.in_(sa.bindparam("ids", expanding=True)),
+        _r.node == sa.bindparam("at_node"),
+        _r.until > sa.bindparam("now"),
+        ~_r.got,
+    )
 )
-_VISIT: Final = (
+_VISIT: Final = steady(
     sa.update(t.objects)
     .where(_o.id == sa.bindparam("at_id"))
     .values(visits=sa.bindparam("new_visits"), standing=sa.bindparam("new_standing"))
 )
 _WANTS: Final = sa.select(t.wants, _c.name.label("channel")).join(t.channels, _c.id == _w.channel_id)
-_STREAM_WANTS: Final = _WANTS.where(
-    _w.channel_id == sa.bindparam("at_channel"),
-    _w.stream == sa.bindparam("at_stream"),
-    _w.until > sa.bindparam("now"),
-).order_by(_w.created_at, _w.id)
-_OPEN_WANTS: Final = (
+_STREAM_WANTS: Final = steady(
+    _WANTS.where(
+        _w.channel_id == sa.bindparam("at_channel"),
+        _w.stream == sa.bindparam("at_stream"),
+        _w.until > sa.bindparam("now"),
+    ).order_by(_w.created_at, _w.id)
+)
+_OPEN_WANTS: Final = steady(
     _WANTS.where(_w.until > sa.bindparam("now"), _w.id > sa.bindparam("after"))
     .order_by(_w.id)
     .limit(sa.bindparam("most"))
 )
-_CHANNEL_WANTS: Final = _OPEN_WANTS.where(_w.channel_id == sa.bindparam("at_channel"))
+_CHANNEL_WANTS: Final = steady(_OPEN_WANTS.where(_w.channel_id == sa.bindparam("at_channel")))
+
+
+#: The read leases of a node on objects of a stream.
+_LEASES: Final = sa.and_(
+    _r.node == sa.bindparam("at_node"),
+    _r.object_id.in_(
+        sa.select(_o.id).where(_o.channel_id == sa.bindparam("channel"), _o.stream == sa.bindparam("at_stream"))
+    ),
+)
+_FORGET_STREAM: Final = steady(sa.delete(t.reads).where(_LEASES))
+_FORGET_ELSEWHERE: Final = steady(
+    sa.delete(t.reads).where(
+        _r.node == sa.bindparam("at_node"),
+        _r.object_id.in_(
+            sa.select(_o.id).where(
+                _o.channel_id == sa.bindparam("channel"),
+                _o.stream == sa.bindparam("at_stream"),
+                sa.or_(
+                    _o.lock != sa.bindparam("at_lock"),
+                    _o.number.not_in(sa.bindparam("numbers", expanding=True)),
+                ),
+            )
+        ),
+    )
+)
+_FORGET_WANT: Final = steady(
+    sa.delete(t.wants).where(
+        _w.channel_id == sa.bindparam("channel"),
+        _w.stream == sa.bindparam("at_stream"),
+        _w.node == sa.bindparam("at_node"),
+    )
+)
+_GOT: Final = steady(
+    sa.update(t.reads)
+    .where(
+        _r.node == sa.bindparam("at_node"),
+        _r.object_id.in_(
+            sa.select(_o.id).where(
+                _o.channel_id == sa.bindparam("channel"),
+                _o.stream == sa.bindparam("at_stream"),
+                _o.number.in_(sa.bindparam("numbers", expanding=True)),
+            )
+        ),
+    )
+    .values(got=True, until=sa.case((_r.until > sa.bindparam("now"), sa.bindparam("now")), else_=_r.until))
+)
+_HOLDERS: Final = steady(
+    sa.select(_h.node, _n.name, _h.seen_at)
+    .join(t.nodes, _n.public == _h.node)
+    .join(t.memberships, sa.and_(_m.channel_id == _h.channel_id, _m.node == _h.node))
+    .where(
+        _h.channel_id == sa.bindparam("channel"),
+        _h.stream == sa.bindparam("at_stream"),
+        _n.status == NodeStatus.ACTIVE.value,
+        _m.revoked_at.is_(None),
+        sa.or_(_m.rights.contains(sa.bindparam("right")), _m.rights.contains(Right.OWNER.value)),
+    )
+    .order_by(_h.seen_at.desc(), _h.node)
+    .limit(sa.bindparam("most"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Upserts:
+    """What the engines write each in their own words."""
+
+    want: Any
+    read: Any
+    holder: Any
+    stream: Any
+
+
+@cache
+def _upserts(*, sqlite: bool) -> _Upserts:
+    insert = sqlite_insert if sqlite else postgresql_insert
+    want, read, holder = insert(t.wants), insert(t.reads), insert(t.holders)
+    renewed = ("lock", "ranges", "window", "until", "keep", "transfer", "heard_at")
+    longest = sa.case((read.excluded.until > _r.until, read.excluded.until), else_=_r.until)
+    return _Upserts(
+        steady(
+            want.on_conflict_do_update(
+                index_elements=["channel_id", "stream", "node"], set_={name: want.excluded[name] for name in renewed}
+            )
+        ),
+        steady(
+            read.on_conflict_do_update(
+                index_elements=["object_id", "node"], set_={"until": longest, "got": read.excluded.got}
+            )
+        ),
+        steady(
+            holder.on_conflict_do_update(
+                index_elements=["channel_id", "stream", "node"], set_={"seen_at": holder.excluded.seen_at}
+            )
+        ),
+        steady(insert(t.streams).on_conflict_do_nothing()),
+    )
 
 
 class SqlWants(LedgerRows):
@@ -104,27 +211,16 @@ class SqlWants(LedgerRows):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        want, read = self._insert(t.wants), self._insert(t.reads)
-        renewed = ("lock", "ranges", "window", "until", "keep", "transfer", "heard_at")
-        self._upsert_want = want.on_conflict_do_update(
-            index_elements=["channel_id", "stream", "node"], set_={name: want.excluded[name] for name in renewed}
-        )
-        longest = sa.case((read.excluded.until > _r.until, read.excluded.until), else_=_r.until)
-        self._upsert_read = read.on_conflict_do_update(
-            index_elements=["object_id", "node"], set_={"until": longest, "got": read.excluded.got}
-        )
+        self._upserts = _upserts(sqlite=database.is_sqlite)
 
     def want(self, order: WantOrder, numbers: Sequence[int], read_until: float, now: float) -> WantView:
         """See ``Ledger.want``."""
         with self._transaction() as connection:
             of = account(connection, order.channel, "share")
             self._keep_want(connection, of.id, order, now)
-            elsewhere = sa.select(_o.id).where(
-                _o.channel_id == of.id,
-                _o.stream == order.stream,
-                sa.or_(_o.lock != order.lock, _o.number.not_in(list(dict.fromkeys(numbers)))),
-            )
-            connection.execute(sa.delete(t.reads).where(_r.node == order.node, _r.object_id.in_(elsewhere)))
+            here = {"channel": of.id, "at_stream": order.stream, "at_node": order.node}
+            apart = {"at_lock": order.lock, "numbers": list(dict.fromkeys(numbers))}
+            connection.execute(_FORGET_ELSEWHERE if numbers else _FORGET_STREAM, here | (apart if numbers else {}))
             keys = ((order.lock, order.stream, number) for number in dict.fromkeys(numbers))
             slots = {slot.record.ref.number: slot for slot in find_objects(connection, of, keys)}
             ready = [slot for slot in slots.values() if slot.record.status is ObjectStatus.READY]
@@ -151,12 +247,9 @@ class SqlWants(LedgerRows):
         """See ``Ledger.unwant``."""
         with self._transaction() as connection:
             of = account(connection, channel)
-            there = sa.select(_o.id).where(_o.channel_id == of.id, _o.stream == stream)
-            connection.execute(sa.delete(t.reads).where(_r.node == node, _r.object_id.in_(there)))
-            gone = connection.execute(
-                sa.delete(t.wants).where(_w.channel_id == of.id, _w.stream == stream, _w.node == node)
-            )
-            return bool(gone.rowcount)
+            here = {"channel": of.id, "at_stream": stream, "at_node": node}
+            connection.execute(_FORGET_STREAM, here)
+            return bool(connection.execute(_FORGET_WANT, here).rowcount)
 
     def wants(self, channel: str, stream: bytes, now: float) -> list[WantRecord]:
         """See ``Ledger.wants``."""
@@ -200,13 +293,8 @@ class SqlWants(LedgerRows):
             if not held:
                 return
             self._learn(connection, of.id, sorted(held.items()))
-            insert = self._insert(t.holders)
-            connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["channel_id", "stream", "node"], set_={"seen_at": insert.excluded.seen_at}
-                ),
-                [{"channel_id": of.id, "stream": stream, "node": node, "seen_at": now} for stream in sorted(held)],
-            )
+            rows = [{"channel_id": of.id, "stream": stream, "node": node, "seen_at": now} for stream in sorted(held)]
+            connection.execute(self._upserts.holder, rows)
 
     def unhold(self, channel: str, stream: bytes, node: str) -> None:
         """See ``Ledger.unhold``."""
@@ -217,24 +305,15 @@ class SqlWants(LedgerRows):
 
     def holders(self, channel: str, stream: bytes, limit: int = 32) -> list[HolderRecord]:
         """See ``Ledger.holders``."""
-        h, m, n = t.holders.c, t.memberships.c, t.nodes.c
         with self._transaction() as connection:
             of = account(connection, channel)
-            right = provide_right(StreamKind(stream[0]))
-            rows = connection.execute(
-                sa.select(h.node, n.name, h.seen_at)
-                .join(t.nodes, n.public == h.node)
-                .join(t.memberships, sa.and_(m.channel_id == h.channel_id, m.node == h.node))
-                .where(
-                    h.channel_id == of.id,
-                    h.stream == stream,
-                    n.status == NodeStatus.ACTIVE.value,
-                    m.revoked_at.is_(None),
-                    sa.or_(m.rights.contains(right.value), m.rights.contains(Right.OWNER.value)),
-                )
-                .order_by(h.seen_at.desc(), h.node)
-                .limit(max(limit, 0))
-            )
+            values = {
+                "channel": of.id,
+                "at_stream": stream,
+                "right": provide_right(StreamKind(stream[0])).value,
+                "most": max(limit, 0),
+            }
+            rows = connection.execute(_HOLDERS, values)
             return [HolderRecord(row.node, row.name, row.seen_at) for row in rows]
 
     def got(self, channel: str, stream: bytes, node: str, numbers: Sequence[int], now: float) -> None:
@@ -242,12 +321,8 @@ class SqlWants(LedgerRows):
         with self._transaction() as connection:
             of = account(connection, channel)
             for part in batched(dict.fromkeys(numbers), CHUNK):
-                there = sa.select(_o.id).where(_o.channel_id == of.id, _o.stream == stream, _o.number.in_(part))
-                connection.execute(
-                    sa.update(t.reads)
-                    .where(_r.node == node, _r.object_id.in_(there))
-                    .values(got=True, until=sa.case((_r.until > now, now), else_=_r.until))
-                )
+                here = {"channel": of.id, "at_stream": stream, "at_node": node, "now": now}
+                connection.execute(_GOT, here | {"numbers": list(part)})
 
     def lend(self, refs: Sequence[ObjectRef], nodes: Sequence[str], until: float, now: float) -> None:
         """See ``Ledger.lend``."""
@@ -281,7 +356,7 @@ class SqlWants(LedgerRows):
 
     def _keep_want(self, connection: Connection, channel_id: int, order: WantOrder, now: float) -> None:
         connection.execute(
-            self._upsert_want,
+            self._upserts.want,
             {
                 "channel_id": channel_id,
                 "stream": order.stream,
@@ -306,11 +381,11 @@ class SqlWants(LedgerRows):
         ]
         if not rows:
             return
-        connection.execute(self._upsert_read, rows)
+        connection.execute(self._upserts.read, rows)
 
     def _learn(self, connection: Connection, channel_id: int, streams: Sequence[tuple[bytes, Opening]]) -> None:
         connection.execute(
-            self._insert(t.streams).on_conflict_do_nothing(),
+            self._upserts.stream,
             [
                 {"channel_id": channel_id, "stream": stream, "length": opening.length, "root": opening.root}
                 for stream, opening in streams

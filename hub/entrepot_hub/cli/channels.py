@@ -64,6 +64,12 @@ def create(
     quota: Annotated[str, typer.Option(help="The most bytes in the bucket.")] = "10G",
     miniblock: Annotated[str, typer.Option(help="Size of a miniblock.")] = "1M",
     object_size: Annotated[str, typer.Option("--object", help="Size of an object; 0: whole streams.")] = "4M",
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="What miniblocks are stored as: none, or zstd where that saves more than 5 %.", show_default="none"
+        ),
+    ] = None,
     public_read: Annotated[bool, typer.Option("--public-read", help="Anybody may read the bucket.")] = False,
     credentials_file: Annotated[
         Path | None, typer.Option(help="File with the bucket's keys.", show_default=False)
@@ -88,6 +94,7 @@ def create(
         quota=parse_size(quota),
         miniblock=parse_size(miniblock),
         object=parse_size(object_size),
+        codec=codec or "none",
         public_read=public_read,
         credentials=origin.credentials,
         create_bucket=create_bucket,
@@ -96,6 +103,8 @@ def create(
     channel, _ = ask(folder, "channel.create", asked)
     for remark in origin.notes:
         note(f"note: {remark}")
+    if not channel.made and codec not in {None, channel.codec}:
+        note(f"note: its codec is {channel.codec}, not {codec}: that is fixed when a channel is made")
     if as_json:
         print_json(channel)
         return
@@ -158,6 +167,7 @@ def show(name: ChannelName, folder: Folder = None, as_json: Json = False) -> Non
             ("lock", channel.lock),
             ("miniblock", format_size(channel.miniblock)),
             ("object", format_size(channel.object) if channel.object else "whole streams"),
+            ("codec", channel.codec),
             ("public read", "yes" if channel.public_read else "no"),
             ("made", when(channel.created_at)),
             *([] if detail.key is None else [("key", describe_key(detail.key))]),

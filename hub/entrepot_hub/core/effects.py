@@ -29,6 +29,16 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """End this grant, whose session is slow though nothing is wrong with it, and tell it to stop; report by
+    :meth:`~entrepot_hub.core.rounds.Rounds.taken_over`, then put the proposal to the ledger. If the grant was over
+    already, the proposal came to nothing."""
+
+    grant: GrantRecord
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
 class SendGrant:
     """Tell the session about its grant."""
 
@@ -58,6 +68,14 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class Review:
+    """Nothing was heard of these grants for a while: ask the ledger how their objects stand, and report by
+    :meth:`~entrepot_hub.core.rounds.Rounds.reviewed`."""
+
+    grants: tuple[GrantRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Introduce:
     """A stream's opening came to be known: tell its readers."""
 
@@ -66,4 +84,4 @@ class Introduce:
     opening: Opening
 
 
-type Effect = Introduce | SendSeek | Propose | SendGrant | MakeRoom | Announce
+type Effect = Introduce | SendSeek | Propose | TakeOver | SendGrant | MakeRoom | Announce | Review

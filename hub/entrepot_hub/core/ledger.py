@@ -5,7 +5,9 @@ ledger of production and the in-memory ledger of the simulator cannot disagree a
 :class:`Ledger` is one transaction: it happens whole or not at all, and repeating it changes nothing more.
 
 The invariant: for every channel, at every instant, the sum of :func:`charge` over its objects is at most its
-quota. Bytes are charged when a grant is made and given back only when the key is known to hold nothing.
+quota. Bytes are charged when a grant is made and given back only when the key is known to hold nothing. Two things
+alone take a channel beyond its quota, a lowered quota, and an object that somebody else deletes while a longer one can
+still be put there: nothing that would need more is granted until it fits again.
 
 Times are seconds since the epoch by the hub's clock and always passed in.
 """
@@ -232,7 +234,7 @@ def judge(
     if status is ObjectStatus.EVICTING:
         return Refusal.BUSY, 0
     held = 0 if record is None else charge(record)
-    more = proposal.size - held
+    more = max(proposal.size - held, 0)
     if more > 0 and more > free:
         return Refusal.OVER, more - max(free, 0)
     return None, more
@@ -328,11 +330,20 @@ class Ledger(Protocol):
         """Judge proposals in order, in one transaction, by :func:`judge`; charge and keep what is granted."""
 
     def accept(
-        self, grant: bytes, node: str, digest: bytes, lease_until: float, put_until: float, now: float
+        self,
+        grant: bytes,
+        node: str,
+        digest: bytes,
+        lease_until: float,
+        put_until: float,
+        now: float,
+        length: int | None = None,
     ) -> ObjectView:
         """OFFERED → ACCEPTED with the digest and the end of its PUT URL (also kept on the object, never lowered).
-        Repeating it with the same digest changes nothing; raises Conflict (stale-grant) when the grant is not live, not
-        this node's, lapsed by ``now``, or had another digest."""
+        ``length``: the object's, at most that of the grant, which shrinks to it; so does the object's reservation,
+        as far as no other grant's PUT may put something longer there. Repeating it with the same digest and length
+        changes nothing; raises Conflict (stale-grant) when the grant is not live, not this node's, lapsed by ``now``,
+        or had another digest or length."""
 
     def progress(self, grant: bytes, node: str, sent: int, lease: float, floor: float, now: float) -> GrantRecord:
         """Apply :func:`renewed`. Raises Conflict (stale-grant) as :meth:`accept`."""

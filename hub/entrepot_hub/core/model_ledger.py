@@ -40,6 +40,7 @@ from entrepot_hub.core.model_rows import Channel as _Channel
 from entrepot_hub.core.model_rows import Slot as _Slot
 from entrepot_hub.core.model_rows import Want as _Want
 from entrepot_hub.core.model_rows import lend_to as _lease
+from entrepot_hub.core.model_rows import readied, wishes_of
 from entrepot_hub.core.transitions import (
     STRIKE_WINDOW,
     accepted,
@@ -58,8 +59,9 @@ from entrepot_hub.core.transitions import (
     restored,
     settled,
     shortened,
+    shrunk,
 )
-from entrepot_hub.core.wishes import Front, Read, Ready, Wish, Wishes, latest, unlacked, untold, yielding
+from entrepot_hub.core.wishes import Front, Wishes, latest, unlacked, untold, yielding
 
 _MAX_RANGES = 64
 _DEFAULT_RIGHTS = Rights.parse("request,provide")
@@ -215,14 +217,24 @@ class ModelLedger(ModelHoldings):
         return GrantOutcome(proposal, grant)
 
     def accept(
-        self, grant: bytes, node: str, digest: bytes, lease_until: float, put_until: float, now: float
+        self,
+        grant: bytes,
+        node: str,
+        digest: bytes,
+        lease_until: float,
+        put_until: float,
+        now: float,
+        length: int | None = None,
     ) -> ObjectView:
         """See ``Ledger.accept``."""
         before = held_by(self._grants.get(grant), node, now)
-        after = accepted(before, digest, lease_until, put_until, now)
+        after = accepted(before, digest, lease_until, put_until, now, length)
         self._keep(after)
         slot = self._slots[after.ref]
         slot.record = replace(slot.record, put_until=max(slot.record.put_until, after.put_until))
+        if after.length != before.length:
+            record = shrunk(slot.record, [self._grants[name] for name in slot.grants])
+            self._change(self._channel(after.ref.channel), slot, record)
         return ObjectView(slot.record, after)
 
     def progress(self, grant: bytes, node: str, sent: int, lease: float, floor: float, now: float) -> GrantRecord:
@@ -359,12 +371,12 @@ class ModelLedger(ModelHoldings):
         chosen = list(choice.chosen)
         short = need - sum(self._slots[ref].record.size for ref in chosen)
         if short > 0 and len(chosen) < limit:
-            wishes = self._wanted(of, now)
+            wishes = wishes_of(of, now)
             if self._yield_leases(of, wishes, now, head, stalled):
                 lacked = []
                 for _ in unlacked(self._candidates(of, now), lacked):
                     pass
-            found = [self._readied(c.key) for c in lacked]
+            found = [readied(self._slots[c.key]) for c in lacked]
             if head is not None:
                 found = [ready for ready in found if not untold(ready, wishes)]
             chosen += latest(found, wishes, short, limit - len(chosen))
@@ -377,11 +389,6 @@ class ModelLedger(ModelHoldings):
         of.level = choice.level
         return [self._slots[ref].record for ref in chosen]
 
-    @staticmethod
-    def _wanted(of: _Channel, now: float) -> Wishes:
-        orders = [want.record.order for want in of.wants.values() if want.record.order.until > now]
-        return Wishes((order.lock, order.stream, Wish(order.node, order.ranges, order.window)) for order in orders)
-
     def _has_objects(self, channel: str, stream: bytes) -> bool:
         return bool(self._stream(channel, stream))
 
@@ -393,18 +400,13 @@ class ModelLedger(ModelHoldings):
         sizes = [s.record.size for s in self._stream(channel, stream).values() if s.record.status in held]
         return len(sizes), sum(sizes)
 
-    def _readied(self, ref: ObjectRef) -> Ready[ObjectRef]:
-        slot = self._slots[ref]
-        reads = tuple(Read(node, until, got) for node, (until, got) in sorted(slot.reads.items()))
-        return Ready(ref, (ref.lock, ref.stream, ref.number), slot.record.size, slot.ready_number, reads)
-
     def _yield_leases(
         self, of: _Channel, wishes: Wishes, now: float, head: Front | None, stalled: Collection[Front]
     ) -> bool:
         if head is None and not stalled:
             return False
         leased = [
-            self._readied(ref)
+            readied(slot)
             for ref, slot in self._slots.items()
             if ref.channel == of.name
             and slot.record.status is ObjectStatus.READY
@@ -561,7 +563,7 @@ class ModelLedger(ModelHoldings):
             slot.reads.clear()
 
     def _candidates(self, of: _Channel, now: float) -> Iterator[Candidate[ObjectRef]]:
-        wanted = self._wanted(of, now)
+        wanted = wishes_of(of, now)
         ready = [
             slot
             for ref, slot in self._slots.items()

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from entrepot.core.identifiers import Opening
 from entrepot_hub.core.eviction import Merit
-from entrepot_hub.core.ledger import ObjectRecord, WantRecord
+from entrepot_hub.core.ledger import ObjectRecord, ObjectRef, WantRecord
 from entrepot_hub.core.members import Rights
+from entrepot_hub.core.wishes import Read, Ready, Wish, Wishes
 
 
 @dataclass(slots=True)
@@ -45,6 +46,19 @@ class Channel:
     members: dict[str, tuple[str, Rights]] = field(default_factory=dict)
     wants: dict[tuple[bytes, str], Want] = field(default_factory=dict)
     strikes: list[tuple[str, float]] = field(default_factory=list)
+
+
+def wishes_of(of: Channel, now: float) -> Wishes:
+    """What the channel's readers want."""
+    orders = [want.record.order for want in of.wants.values() if want.record.order.until > now]
+    return Wishes((order.lock, order.stream, Wish(order.node, order.ranges, order.window)) for order in orders)
+
+
+def readied(slot: Slot) -> Ready[ObjectRef]:
+    """A ready object, as those choose that are to leave."""
+    ref = slot.record.ref
+    reads = tuple(Read(node, until, got) for node, (until, got) in sorted(slot.reads.items()))
+    return Ready(ref, (ref.lock, ref.stream, ref.number), slot.record.size, slot.ready_number, reads)
 
 
 def lend_to(slot: Slot, node: str, until: float) -> None:

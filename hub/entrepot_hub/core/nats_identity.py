@@ -23,7 +23,7 @@ import msgspec
 from entrepot.core.errors import InvalidInput
 from entrepot.core.keyring import Credentials
 from entrepot.core.nkeys import KEY_LENGTH, KeyKind, SigningKey
-from entrepot.core.subjects import OFFER, PROVIDER_VERBS, READER_VERBS, check_channel, check_node
+from entrepot.core.subjects import OFFER, OFFERS, PROVIDER_VERBS, READER_VERBS, check_channel, check_node
 from entrepot_hub.core.jwt import encode
 
 VERSION: Final = 1
@@ -204,6 +204,7 @@ class NatsIdentity:
                     *(f"hub.{read}.{verb}.{me}" for verb in READER_VERBS),
                     *(f"hub.{provide}.{verb}.{me}" for verb in PROVIDER_VERBS),
                     f"hub.{provide}.{OFFER}.*.{me}",
+                    f"hub.{provide}.{OFFERS}.*.{me}",
                 ]
             },
             "sub": {"allow": [f"c.{read}.state.>", f"c.{provide}.seek", f"n.{me}.>", f"_INBOX.{me}.>"]},

@@ -56,6 +56,10 @@ class TokenBuckets:
         self._keep(name, left - wanted, now)
         return 0.0
 
+    def charge(self, name: str, now: float, tokens: float) -> None:
+        """Take so many tokens of the name whether they are there or not: it may owe as many as its burst."""
+        self._keep(name, max(self._at(name, now) - tokens, -self.rate.burst), now)
+
     def give(self, name: str, now: float, tokens: float = 1.0) -> None:
         """Put back what was taken for nothing; never beyond the burst."""
         if name in self._left:

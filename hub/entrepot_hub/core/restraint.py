@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from entrepot.core.subjects import BATCHES
 from entrepot_hub.core.rates import Rate, TokenBuckets
 
 #: What a verb counts as.
@@ -35,6 +36,9 @@ RATES: Final[Mapping[str, Rate]] = {
 }
 #: Bytes of an ``added`` that count as one stream: an id and its opening, packed.
 HOLD_BYTES: Final = 80
+#: What a message of several counts as besides its parts; and bytes of it that count as one message more.
+BATCH: Final = "tell"
+BATCH_BYTES: Final = 1024
 #: Seconds in which a node hears once that it says too much of a class.
 WINDOW: Final = 1.0
 #: Seconds for which that is worth telling the admin.
@@ -63,18 +67,18 @@ class Restraint:
     def heard(self, node: str, verb: str, size: int, now: float, *, asks: bool = True) -> Excess | None:
         """A message of ``size`` bytes came in, which ``asks`` for an answer or does not: None if it is within what the
         node may say. A verb that is none is refused by whoever reads it."""
-        kind = CLASSES.get(verb)
+        # Several at once are one message more: each of them is heard as what it is.
+        batch = verb in BATCHES
+        kind = BATCH if batch else CLASSES.get(verb)
         if kind is None:
             return None
-        tokens = 1.0 + size // HOLD_BYTES if kind == "hold" else 1.0
+        tokens = 1.0
+        if batch or kind == "hold":
+            tokens += size // (BATCH_BYTES if batch else HOLD_BYTES)
         wait = self._buckets[kind].take(node, now, tokens)
         if not wait:
             return None
-        count, _ = self._excess.get(node, (0, now))
-        self._excess[node] = (count + 1, now)
-        self._excess.move_to_end(node)
-        if len(self._excess) > MOST:
-            self._excess.popitem(last=False)
+        self._count(node, 1, now)
         answered = self._answered.get((node, kind))
         first = asks and (answered is None or now >= answered + WINDOW)
         if first:
@@ -83,6 +87,19 @@ class Restraint:
             if len(self._answered) > MOST:
                 self._answered.popitem(last=False)
         return Excess(wait, first)
+
+    def left(self, node: str, count: int, now: float) -> None:
+        """So many parts of one message were too many. They are paid for all the same, as what the message itself
+        counts as: whoever goes on so has the next ones refused before they are read."""
+        self._count(node, count - 1, now)  # the first of them was heard
+        self._buckets[BATCH].charge(node, now, count)
+
+    def _count(self, node: str, more: int, now: float) -> None:
+        count, _ = self._excess.get(node, (0, now))
+        self._excess[node] = (count + more, now)
+        self._excess.move_to_end(node)
+        if len(self._excess) > MOST:
+            self._excess.popitem(last=False)
 
     def excessive(self, now: float) -> list[tuple[str, int]]:
         """The nodes that said too much lately, and how many of their messages went unheard since the hub started: the

@@ -9,42 +9,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
-from weakref import WeakValueDictionary
+from heapq import heapify, heappop, heappush
 
 from entrepot.core.errors import EntrepotError, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
-from entrepot.core.geometry import Geometry
-from entrepot.core.identifiers import Opening, StreamId
-from entrepot.core.keys import object_key
+from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
-from entrepot.core.placement import choose, weight
 from entrepot.core.ranges import Pair
-from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
+from entrepot_hub.core import takeover
+from entrepot_hub.core.allotment import ROOM_PAUSE, Allotment, Key
+from entrepot_hub.core.effects import Announce, Effect, Introduce, Review, SendGrant, SendSeek
 from entrepot_hub.core.ledger import (
     GrantOutcome,
     GrantRecord,
+    GrantStatus,
     HolderRecord,
     ObjectRef,
+    ObjectStatus,
     ObjectView,
     Proposal,
     Refusal,
     WantOrder,
     WantRecord,
 )
-from entrepot_hub.core.queueing import Queue, Room, Turn, busy_holder, full_bucket
-from entrepot_hub.core.round import LATE, Claim, Live, Offer, Round, Seat, Session, lighten
-from entrepot_hub.core.wishes import Front
+from entrepot_hub.core.queueing import busy_holder, full_bucket
+from entrepot_hub.core.round import Claim, Live, Offer, Round
+from entrepot_hub.core.seats import Session
+from entrepot_hub.core.seeking import SILENCE, seek
+from entrepot_hub.core.uplinks import Uplinks
 
-#: Seconds after which an unanswered seek means that nobody who is online has the stream.
-SILENCE = 0.5
 #: Sessions of one node that may offer a stream at once.
 SESSIONS = 8
-#: Pause before a proposal that found no room, or an object just leaving, is made again.
-ROOM_PAUSE = 0.25
-#: For so long after a proposal found no room the channel counts as full.
-TIGHT = 2.0
-#: Streams that are looked at in one turn, and in all turns at once; the rest goes on after a pause of so many seconds.
-PROBED, PROBES, MORE = 8, 256, 0.05
 
 
 class Rounds:
@@ -52,14 +47,12 @@ class Rounds:
 
     def __init__(self, settings: ExchangeSettings, token: Callable[[], bytes]) -> None:
         self._settings = settings
-        self._token = token
-        self._rounds: dict[tuple[str, bytes], Round] = {}
-        self._uplinks: dict[str, float] = {}
-        self._queue = Queue()
-        self._seats: WeakValueDictionary[Session, Seat] = WeakValueDictionary()
+        self._rounds: dict[Key, Round] = {}
+        self._begun = 0
+        self._due: list[tuple[float, int, Key]] = []  # when rounds want a tick; see :meth:`_wake`
+        self._uplinks = Uplinks()
         self._load: Counter[str] = Counter()  # objects proposed or granted to each node, whatever its sessions are
-        self._rooms: dict[str, Room] = {}
-        self._deal_at: float | None = None
+        self._allotment = Allotment(settings, token, self._rounds, self._load, self._uplinks)
         self._ticked_at = float("-inf")
 
     @property
@@ -84,26 +77,28 @@ class Rounds:
         found = self._rounds.get(key)
         if found is None or found.lock != lock:
             if found is not None:
-                self._drop(found)
-            found = self._rounds[key] = Round(self._settings, lock, opening, now, load=self._load)
-        found.opening = found.opening or opening
+                found.close(now)
+            found = self._begin(key, lock, opening, now)
+        found.learn(opening)
         found.members = members
         found.holders = list(holders)
         for view in views:
             found.see(view, now)
         got = found.hear(order, now)
         effects = self._step(key, found, now)
-        room = self._rooms.get(order.channel)
-        if got and room is not None and now < room.pause_until and room.plea is not None:
-            effects.append(room.plea)  # what this reader got may go now
+        plea = self._allotment.plea(order.channel, now)
+        if got and plea is not None:
+            effects.append(plea)  # what this reader got may go now
         return effects
 
     def restored(self, want: WantRecord, lock: SchemaLock, opening: Opening | None, now: float) -> list[Effect]:
         """A want that the ledger kept, found again after a start: its round begins anew."""
         key = (want.order.channel, want.order.stream)
-        if key in self._rounds and want.order.node in self._rounds[key].wants:
+        found = self._rounds.get(key)
+        if found is not None and want.order.node in found.wants:
             return []
-        found = self._rounds.setdefault(key, Round(self._settings, lock, opening, now, load=self._load))
+        if found is None:
+            found = self._begin(key, lock, opening, now)
         found.hear(want.order, want.heard_at)
         return self._step(key, found, now)
 
@@ -113,8 +108,7 @@ class Rounds:
         if found is None or found.unmet_since is None:
             return []
         first: list[Effect] = []
-        if found.opening is None:
-            found.opening = opening
+        if found.learn(opening):
             first.append(Introduce(channel, stream, opening))
         return [*first, SendSeek(channel, found.lock, stream, (node,))]
 
@@ -122,8 +116,8 @@ class Rounds:
         """The node no longer wants the stream."""
         found = self._rounds.get((channel, stream))
         if found is not None:
-            found.wants.pop(node, None)
-            found.due_at = found.stepped_at
+            found.readers.forget(node)
+            self._wake((channel, stream), found, found.stepped_at)
 
     def offered(
         self,
@@ -141,26 +135,23 @@ class Rounds:
         if found is None:
             return []
         first: list[Effect] = []
-        if found.opening is None:
-            found.opening = opening
+        if found.learn(opening):
             first.append(Introduce(channel, stream, opening))
-        seat = self._seats.get(session)
-        if seat is None:
-            seat = self._seats[session] = Seat()
+        seat = self._allotment.seats.of(session)
         seat.heard(slots, now)
         if session not in found.offers:
             own = [s for s in found.offers if s[0] == session[0]]
             if len(own) >= SESSIONS:
                 del found.offers[min(own, key=lambda s: found.offers[s].heard_at)]
-        found.offers[session] = Offer(tuple(ranges), seat, now)
+        found.offered(session, Offer(tuple(ranges), seat, now), now)
         if found.window_end is None and not found.live and not found.proposed:
-            found.window_end = now + self._settings.offer_window
+            found.gather(now + self._settings.offer_window)
         return first + self._step(key, found, now)
 
     def judged(self, outcomes: Sequence[GrantOutcome], now: float) -> list[Effect]:
         """What the ledger made of proposals."""
         effects: list[Effect] = []
-        touched: dict[tuple[str, bytes], Round] = {}
+        touched: dict[Key, Round] = {}
         refused: dict[str, list[tuple[GrantOutcome, Claim]]] = {}
         for outcome in outcomes:
             ref = outcome.proposal.ref
@@ -169,7 +160,7 @@ class Rounds:
             if found is None:
                 continue
             touched[key] = found
-            claim = self._unclaim(found, ref.number)
+            claim = found.unclaim(ref.number)
             if outcome.refusal is None and outcome.grant is not None:
                 found.go_live(outcome.grant, now, None if claim is None else claim.seat)
                 if found.opening is not None:
@@ -178,18 +169,18 @@ class Rounds:
             elif outcome.refusal is Refusal.HELD and outcome.grant is not None:
                 found.go_live(outcome.grant, now)
             elif outcome.refusal is Refusal.READY:
-                found.ready.add(ref.number)
+                found.arrive(ref.number)
                 effects.append(Announce((ref,)))
             elif outcome.refusal is Refusal.OVER and claim is not None:
                 refused.setdefault(ref.channel, []).append((outcome, claim))
             else:
                 found.pause_until = now + ROOM_PAUSE
-            if claim is not None and outcome.refusal is not None:
-                self._queue.refund(claim.bill)
-        effects += [self._full(channel, over, now) for channel, over in refused.items()]
+            if claim is not None and claim.bill is not None and outcome.refusal is not None:
+                self._allotment.queue.refund(claim.bill)
+        effects += [self._allotment.full(channel, over, now) for channel, over in refused.items()]
         for key, found in touched.items():
             effects += self._look(key, found, now)
-        return effects + self._deal(now)
+        return effects + self._allotment.deal(now)
 
     def unjudged(self, proposals: Sequence[Proposal], now: float) -> None:
         """The ledger could not be asked: what was proposed is proposed again after a pause."""
@@ -198,27 +189,47 @@ class Rounds:
             found = self._rounds.get(key)
             if found is None:
                 continue
-            claim = self._unclaim(found, proposal.ref.number)
-            if claim is not None:
-                self._queue.refund(claim.bill)
+            claim = found.unclaim(proposal.ref.number)
+            if claim is not None and claim.bill is not None:
+                self._allotment.queue.refund(claim.bill)
             found.pause_until = now + ROOM_PAUSE
-            found.due_at = found.due()
+            self._wake(key, found, found.due())
 
     def roomier(self, channel: str, now: float, objects: int = 1) -> list[Effect]:
         """The room of so many objects came free in the channel: whoever waited for it tries again, in turn."""
-        room = self._rooms.get(channel)
-        if room is not None:
-            room.pause_until = now
-            room.allow = objects + 1
-        return self._deal(now)
+        self._allotment.roomier(channel, now, objects)
+        return self._allotment.deal(now)
 
     def accepted(self, grant: GrantRecord) -> None:
         """The session took its grant."""
         live = self._live_of(grant)
         if live is not None:
-            live.accepted = True
-            found = self._rounds[grant.ref.channel, grant.ref.stream]
-            found.due_at = found.due()
+            live.accepted, live.sure_at = True, max(grant.accepted_at, live.sure_at)
+            if live.seat is not None:
+                live.seat.accepted(grant.grant)
+            self._uplinks.began(grant, grant.accepted_at)
+            key = (grant.ref.channel, grant.ref.stream)
+            if not takeover.may(self._rounds[key]):  # or that is looked at soon in any case
+                self._wake(key, self._rounds[key], self._rounds[key].due())
+
+    def progressed(self, grant: GrantRecord, now: float) -> list[Effect]:
+        """The session told how much has gone out."""
+        live = self._live_of(grant)
+        if live is None:
+            return []
+        live.sure_at = now
+        self._uplinks.sent(grant, now)
+        key = (grant.ref.channel, grant.ref.stream)
+        return self._look(key, self._rounds[key], now) if takeover.may(self._rounds[key]) else []
+
+    def taken_over(self, grant: GrantRecord, now: float) -> None:
+        """A grant was ended so that another session takes its object over. Nothing is held against the slow one."""
+        found = self._rounds.get((grant.ref.channel, grant.ref.stream))
+        if found is not None and self._live_of(grant) is not None:
+            taken = found.taken.get(grant.ref.number)
+            if taken is None or not taken.back:  # else it is not believed what it told of
+                self._uplinks.stopped(grant, now)
+            found.over(grant.ref.number, now)
 
     def ended(self, grant: GrantRecord, error: EntrepotError | None, now: float) -> list[Effect]:
         """A grant is over without a ready object: it passes on. ``error`` says why, if that is the provider's doing."""
@@ -228,32 +239,58 @@ class Rounds:
             return []
         live = found.live.get(grant.ref.number)
         if live is not None and live.grant.grant == grant.grant:
-            found.over(grant.ref.number)
+            found.over(grant.ref.number, now)
         gentle = error is not None and error.kind in {"busy", "cancelled"}
         if gentle:
             offer = found.offers.pop((grant.node, grant.session), None)
             if offer is not None:
-                offer.seat.slots = min(offer.seat.slots, 0)  # it knows better what it has free
+                offer.seat.full()  # it knows better what it has free
         elif error is not None:
             found.trouble = error
             found.failed(grant.node, now)
         return self._step(key, found, now)
 
+    def reviewed(self, grants: Sequence[GrantRecord], views: Sequence[ObjectView], now: float) -> list[Effect]:
+        """How the ledger sees the objects of these grants: another hub may have heard what became of them, and what is
+        over takes nobody's time any more."""
+        touched: dict[Key, Round] = {}
+        for grant, view in zip(grants, views, strict=True):
+            live = self._live_of(grant)
+            if live is None:
+                continue  # it was heard of meanwhile
+            key = (grant.ref.channel, grant.ref.stream)
+            found = touched[key] = self._rounds[key]
+            if view.grant is not None and view.grant.grant == grant.grant:
+                live.grant = view.grant
+                if view.grant.status is GrantStatus.ACCEPTED and not live.accepted:
+                    self.accepted(view.grant)
+                self._uplinks.sent(view.grant, now)
+                continue
+            record = view.record
+            if live.accepted and record.status is ObjectStatus.READY and record.uploader == grant.node:
+                self._uplinks.arrived(live.grant, now)
+                found.brought[grant.node] += 1
+            found.over(grant.ref.number, now)
+            found.see(view, now)
+        effects: list[Effect] = []
+        for key, found in touched.items():
+            effects += self._look(key, found, now)
+        return effects + self._allotment.deal(now)
+
     def arrived(self, ref: ObjectRef, grant: GrantRecord | None, now: float) -> list[Effect]:
         """An object is ready; ``grant`` is the one that brought it."""
-        if grant is not None and grant.accepted_at and now > grant.accepted_at:
-            measured = grant.length / (now - grant.accepted_at)
-            before = self._uplinks.get(grant.node, measured)
-            self._uplinks[grant.node] = before + 0.3 * (measured - before)
+        if grant is not None and grant.accepted_at:
+            self._uplinks.arrived(grant, now)
         key = (ref.channel, ref.stream)
         found = self._rounds.get(key)
         if found is None:
             return [Announce((ref,))]  # another hub's round: its readers listen all the same
-        found.over(ref.number)
+        found.over(ref.number, now)
         if grant is not None:
             found.forgive(grant.node)
+            found.brought[grant.node] += 1
         found.trouble = None
-        found.ready.add(ref.number)
+        found.arrive(ref.number)
         return [Announce((ref,)), *self._step(key, found, now)]
 
     def vanished(self, ref: ObjectRef, now: float, *, lacked: bool = True) -> list[Effect]:
@@ -267,16 +304,17 @@ class Rounds:
             found.satisfied(ref.number, now)
         if ref.number not in found.ready:
             return []
-        found.ready.discard(ref.number)
+        found.vanish(ref.number)
         return self._step(key, found, now)
 
     def silent(self, grant: GrantRecord, now: float) -> None:
         """A lease lapsed: whatever became of its object, the session's offer is worth nothing until it is renewed.
         Otherwise a process that stands still is granted the same objects again, for another lease."""
-        found = self._rounds.get((grant.ref.channel, grant.ref.stream))
+        key = (grant.ref.channel, grant.ref.stream)
+        found = self._rounds.get(key)
         if found is not None and found.offers.pop((grant.node, grant.session), None) is not None:
             found.seek_at, found.seeks, found.calm = now, 0, False
-            found.due_at = now
+            self._wake(key, found, now)
 
     def expelled(self, node: str, channel: str | None) -> tuple[tuple[GrantRecord, ...], tuple[tuple[str, bytes], ...]]:
         """The node lost rights, in this channel or (None) in all: its offers are gone. Its live grants, to be ended
@@ -288,19 +326,19 @@ class Rounds:
                 continue
             for session in [session for session in found.offers if session[0] == node]:
                 del found.offers[session]
-            if found.wants.pop(node, None) is not None:
+            if found.readers.forget(node):
                 wanted.append(key)
             grants += [live.grant for live in found.live.values() if live.session[0] == node]
-            found.due_at = found.stepped_at
+            self._wake(key, found, found.stepped_at)
         return tuple(grants), tuple(wanted)
 
     def departed(self, sessions: Set[Session], now: float) -> None:
         """They disconnected for good: their offers are worth nothing. Their grants end by their leases."""
-        for found in self._rounds.values():
+        for key, found in self._rounds.items():
             for session in found.offers.keys() & sessions:
                 del found.offers[session]
                 found.seek_at, found.seeks, found.calm = now, 0, False
-                found.due_at = now
+                self._wake(key, found, now)
 
     def excluded(self, channel: str, stream: bytes, node: str, now: float) -> None:
         """The node served a bad object: it provides nothing of this stream for a while."""
@@ -315,29 +353,36 @@ class Rounds:
             found.excluded[node] = max(found.excluded.get(node, 0.0), until)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time passed: windows close, seeks repeat, grants are sent again, dead rounds go."""
+        """Time passed: windows close, seeks repeat, grants are sent again or asked about, dead rounds go."""
+        due: list[tuple[int, Key, Round]] = []
+        while self._due and self._due[0][0] <= now:
+            at, place, key = heappop(self._due)
+            found = self._rounds.get(key)
+            if found is not None and (found.place, found.due_at) == (place, at):
+                found.due_at = None
+                due.append((place, key, found))
         effects: list[Effect] = []
-        for key, found in list(self._rounds.items()):
-            if found.due_at is None or now < found.due_at:
-                continue
+        doubtful: list[GrantRecord] = []
+        for _, key, found in sorted(due, key=lambda each: each[0]):
+            doubtful += found.doubtful(now)
             effects += self._look(key, found, now)
             if not found.wants and not found.live and not found.proposed:
                 del self._rounds[key]
-        for channel, room in list(self._rooms.items()):
-            if now >= room.tight_until and not self._queue.waits(channel):
-                del self._rooms[channel]
+        self._allotment.forget_rooms(now)
         self._ticked_at = now
-        return effects + self._deal(now)
+        effects += self._allotment.deal(now)
+        return [*effects, Review(tuple(doubtful))] if doubtful else effects
 
     def timer(self) -> float | None:
         """When :meth:`tick` wants to be called next."""
-        times = [found.due_at for found in self._rounds.values() if found.due_at is not None]
-        times += [
-            r.pause_until for c, r in self._rooms.items() if r.pause_until > self._ticked_at and self._queue.waits(c)
-        ]
-        if self._deal_at is not None:
-            times.append(self._deal_at)
-        return min(times, default=None)
+        while self._due:
+            at, place, key = self._due[0]
+            found = self._rounds.get(key)
+            if found is not None and (found.place, found.due_at) == (place, at):
+                break
+            heappop(self._due)
+        times = [at for at, _, _ in self._due[:1]]
+        return min([*times, *self._allotment.due(self._ticked_at)], default=None)
 
     # -- what to say --------------------------------------------------------------------------------------------
 
@@ -347,12 +392,15 @@ class Rounds:
         if found is None:
             return ()
         return tuple(
-            node
-            for node, reader in found.wants.items()
-            if now < reader.order.until
-            and now <= reader.heard + self._settings.read_lease
-            and ref.number in found.window(reader, now)
+            reader.order.node
+            for reader in found.near(ref.number, now)
+            if now < reader.order.until and now <= reader.heard + self._settings.read_lease
         )
+
+    def is_ready(self, ref: ObjectRef) -> bool:
+        """Whether the object is ready as far as is known here; that is believed of a stream without a round."""
+        found = self._rounds.get((ref.channel, ref.stream))
+        return found is None or ref.number in found.ready
 
     def reason(self, channel: str, stream: bytes, now: float, node: str | None = None) -> EntrepotError | None:
         """Why the stream's unmet objects are still unmet, if that is worth saying: to this node, or to the first in
@@ -361,17 +409,22 @@ class Rounds:
         if found is None or found.unmet_since is None:
             return None
         readers = tuple(found.wants) if node is None else (node,)
-        room = self._rooms.get(channel)
-        if room is not None and now < room.tight_until:
-            return full_bucket(room.short, self._queue.before(channel, readers))
+        room = self._allotment.tight(channel, now)
+        if room is not None:
+            return full_bucket(room.short, self._allotment.queue.before(channel, readers))
         if not any(found.fresh(offer, now) for offer in found.offers.values()):
             return found.nobody() if now >= found.unmet_since + SILENCE else None
         able = found.able(now)
         if able and not found.live and all(offer.seat.free <= 0 for offer in able.values()):
-            return busy_holder(len({session[0] for session in able}), self._queue.before(channel, readers))
+            return busy_holder(len({session[0] for session in able}), self._allotment.queue.before(channel, readers))
         if able:
             return None
         return found.trouble or RetryLater("whoever has this stream failed to upload it", kind="holder-too-slow")
+
+    def opening(self, channel: str, stream: bytes) -> Opening | None:
+        """The stream's opening, if there is a round of it and it is known."""
+        found = self._rounds.get((channel, stream))
+        return None if found is None else found.opening
 
     def offered_by(self, channel: str, stream: bytes) -> tuple[Session, ...]:
         """The sessions that offer the stream, as far as was heard."""
@@ -391,20 +444,44 @@ class Rounds:
         return live if live is not None and live.grant.grant == grant.grant else None
 
     def _step(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
-        return self._look(key, found, now) + self._deal(now)
+        return self._look(key, found, now) + self._allotment.deal(now)
 
-    def _look(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
+    def _begin(self, key: Key, lock: SchemaLock, opening: Opening | None, now: float) -> Round:
+        self._begun += 1
+        found = Round(self._settings, lock, opening, now, load=self._load, uplinks=self._uplinks, place=self._begun)
+        self._rounds[key] = found
+        self._wake(key, found, now)
+        return found
+
+    def _wake(self, key: Key, found: Round, at: float | None) -> None:
+        """The round wants a tick then."""
+        if found.due_at == at:
+            return
+        found.due_at = at
+        if at is None:
+            return
+        if len(self._due) > 4 * len(self._rounds) + 64:
+            self._due = [
+                (each.due_at, each.place, name) for name, each in self._rounds.items() if each.due_at is not None
+            ]
+            heapify(self._due)
+        else:
+            heappush(self._due, (at, found.place, key))
+
+    def _look(self, key: Key, found: Round, now: float) -> list[Effect]:
         """What the round wants done; its readers wait for their turns after that."""
         effects = self._go_on(key, found, now)
-        found.due_at = found.due()
+        due = found.due()
+        if takeover.may(found):
+            for number, live, session in takeover.takeovers(found, self._uplinks, self._load, self._settings, now):
+                effects.append(self._allotment.take_over(key, found, number, live, session, now))
+            due = now + takeover.LOOK if due is None else min(due, now + takeover.LOOK)
+        self._wake(key, found, due)
         return effects
 
-    def _go_on(self, key: tuple[str, bytes], found: Round, now: float) -> list[Effect]:
+    def _go_on(self, key: Key, found: Round, now: float) -> list[Effect]:
         found.stepped_at = now
-        for node, reader in list(found.wants.items()):
-            reader.has = {number: at for number, at in reader.has.items() if at > now - LATE}
-            if now >= reader.order.until:
-                del found.wants[node]
+        found.readers.pass_time(now)
         effects = self._again(found, now)
         if not found.wants:
             found.unmet_since = found.window_end = None
@@ -422,12 +499,11 @@ class Rounds:
             found.window_end = None
         lacking = needed
         if found.opening is not None:
-            lacking = [number for number in needed if not found.able(now, number)]
-            offered = set(needed).difference(lacking)
-            for node, reader in found.wants.items() if offered and now >= found.pause_until else ():
-                if not offered.isdisjoint(found.window(reader, now)):
-                    self._queue.put(key[0], node, key[1])
-        return effects + self._seek(key, found, lacking, now)
+            lacking = found.lacking(needed, now)
+            if now >= found.pause_until:
+                for node in found.waiting(needed, lacking, now):
+                    self._allotment.queue.put(key[0], node, key[1])
+        return effects + seek(*key, found, lacking, self._settings, now)
 
     def _again(self, found: Round, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -436,164 +512,3 @@ class Rounds:
                 live.sent_at = now
                 effects.append(SendGrant(live.grant, found.opening))
         return effects
-
-    def _full(self, channel: str, over: Sequence[tuple[GrantOutcome, Claim]], now: float) -> Effect:
-        """The quota refused these, in turn: the channel is tight for a while, and room is asked for."""
-        room = self._rooms.get(channel)
-        if room is None:
-            room = self._rooms[channel] = Room()
-        room.tight_until, room.pause_until, room.allow = now + TIGHT, now + ROOM_PAUSE, 1
-        room.short = over[0][0].short
-        wish = room.short + sum(outcome.proposal.size for outcome, _ in over[1:])
-        need, head = 0, None
-        for outcome, claim in over:
-            if claim.head is not None:
-                need, head = outcome.short, self._waiting(channel, claim.head, now)
-                break
-        stalled = tuple(
-            Front(node, stream)
-            for (name, stream), found in self._rounds.items()
-            if name == channel
-            for node in found.stalled(now)
-        )
-        room.plea = MakeRoom(channel, need, wish, head, stalled)
-        return room.plea
-
-    def _waiting(self, channel: str, head: Front, now: float) -> Front:
-        """The front, with how long its reader has waited for room now."""
-        found = self._rounds.get((channel, head.stream))
-        reader = None if found is None else found.wants.get(head.node)
-        if reader is None:
-            return head
-        reader.waits_since = now if reader.waits_since is None else reader.waits_since
-        return Front(head.node, head.stream, now - reader.waits_since)
-
-    def _unclaim(self, found: Round, number: int) -> Claim | None:
-        claim = found.proposed.pop(number, None)
-        if claim is not None:
-            claim.seat.reserved -= 1
-            lighten(self._load, claim.node)
-        return claim
-
-    def _drop(self, found: Round) -> None:
-        """A round of a lock that is not the channel's any more: what it holds of its holders is free."""
-        for number in tuple(found.live):
-            found.over(number)
-        for number in tuple(found.proposed):
-            self._unclaim(found, number)
-
-    def _deal(self, now: float) -> list[Effect]:
-        """Proposals in turn, as far as there are free upload slots. In a channel without room only few, those at the
-        front of a reader first: whoever has something to read or on its way can wait for more."""
-        self._deal_at = None
-        if not any(seat.free > 0 for seat in self._seats.values()):
-            return []
-        proposals: list[Proposal] = []
-        probes = PROBES
-        allowed = {channel: room.allow for channel, room in self._rooms.items() if now < room.tight_until}
-        closed = {channel for channel, room in self._rooms.items() if now < room.pause_until}
-        for fronts in (True, False) if allowed else (False,):
-            passed: set[tuple[str, str]] = set()
-            while probes > 0 and (turn := self._queue.turn(closed, passed, PROBED)) is not None:
-                probes -= len(turn.streams)
-                proposal = self._take(turn, now, fronts=fronts and turn.channel in allowed)
-                if proposal is None:
-                    passed.add((turn.channel, turn.node))
-                    continue
-                proposals.append(proposal)
-                allowed[turn.channel] = allowed.get(turn.channel, PROBES) - 1
-                if allowed[turn.channel] <= 0:
-                    closed.add(turn.channel)
-        if probes <= 0:
-            self._deal_at = now + MORE
-        return [Propose(tuple(proposals))] if proposals else []
-
-    def _take(self, turn: Turn, now: float, *, fronts: bool) -> Proposal | None:
-        """The next object for the node whose turn it is; ``fronts``: only one that it needs first."""
-        for place, stream in enumerate(turn.streams):
-            found = self._rounds.get((turn.channel, stream))
-            proposal, waits = (None, False) if found is None else self._pick(turn, stream, found, now, fronts)
-            if not waits:
-                self._queue.drop(turn.channel, turn.node, stream)
-            if proposal is not None:
-                self._queue.rotate(turn, turn.streams[: place + 1])
-                return proposal
-        self._queue.rotate(turn, turn.streams)
-        return None
-
-    def _pick(self, turn: Turn, stream: bytes, found: Round, now: float, fronts: bool) -> tuple[Proposal | None, bool]:
-        """The next object of one stream for the node, and whether the node waits for more of it."""
-        reader = found.wants.get(turn.node)
-        if reader is None or found.opening is None or found.window_end is not None or now < found.pause_until:
-            return None, False
-        waits = False
-        for rank, number in enumerate(found.window(reader, now)):
-            if number in found.proposed:
-                waits = True  # it keeps its place until the ledger has judged
-                continue
-            if number in reader.has or number in found.ready or number in found.live:
-                continue
-            able = found.able(now, number)
-            waits = waits or bool(able)
-            most = self._settings.uploads
-            free = {s: offer.seat for s, offer in able.items() if offer.seat.free > 0 and self._load[s[0]] < most}
-            if fronts and rank > 0:
-                break
-            if free:
-                head = Front(turn.node, stream) if rank == 0 else None
-                return self._claim(turn, stream, found, number, free, head, now), True
-        return None, waits
-
-    def _claim(
-        self,
-        turn: Turn,
-        stream: bytes,
-        found: Round,
-        number: int,
-        free: dict[Session, Seat],
-        head: Front | None,
-        now: float,
-    ) -> Proposal | None:
-        assert found.opening is not None
-        name = object_key("", found.lock.id, StreamId(stream), number)
-        node = choose(name, [(n, weight(self._uplinks.get(n))) for n in {session[0] for session in free}])
-        if node is None:
-            return None
-        session = max((s for s in free if s[0] == node), key=lambda s: (free[s].free, s))
-        size = Geometry(found.opening.length, found.lock).object_length(number)
-        together = {n for n, reader in found.wants.items() if number in found.window(reader, now)}
-        bill = self._queue.charge(turn, together, size)
-        free[session].reserved += 1
-        self._load[node] += 1
-        found.proposed[number] = Claim(free[session], bill, head, node)
-        return Proposal(
-            ref=ObjectRef(turn.channel, found.lock.id, stream, number),
-            grant=self._token(),
-            node=session[0],
-            session=session[1],
-            size=size,
-            lease_until=now + self._settings.lease + size / 100e6,
-            transfer=found.wants[turn.node].order.transfer,
-        )
-
-    def _seek(self, key: tuple[str, bytes], found: Round, lacking: list[int], now: float) -> list[Effect]:
-        settings = self._settings
-        fresh = found.able(now).values()
-        refresh_at = max((o.heard_at for o in fresh), default=0.0) + settings.offer_refresh
-        if fresh and not lacking and now < refresh_at:
-            found.seek_at, found.seeks, found.calm = refresh_at, 0, True
-            return []
-        if found.calm:
-            found.seek_at, found.calm = now, False
-        if now < found.seek_at:
-            return []
-        quick = min(settings.seek_again * 2.0 ** min(found.seeks, 16), settings.seek_again_quick)
-        waited = 0.0 if found.unmet_since is None else now - found.unmet_since
-        pause = max(quick, min(waited / 8, settings.seek_again_most))
-        found.seek_at = now + pause
-        found.seeks += 1
-        known = tuple(h.node for h in found.holders if h.node not in found.wants)[: settings.known_holders]
-        if known and found.seeks == 1:
-            return [SendSeek(key[0], found.lock, key[1], known)]
-        sample = min(65536 * 64 * 4 ** (found.seeks - 1) // max(found.members, 1), 65536)
-        return [SendSeek(key[0], found.lock, key[1], None, max(sample, 1))]

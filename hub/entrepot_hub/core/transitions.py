@@ -66,9 +66,10 @@ def opened(proposal: Proposal, now: float) -> GrantRecord:
 
 
 def reserved(record: ObjectRecord | None, proposal: Proposal) -> ObjectRecord:
-    """The object after a grant: RESERVED at the granted size. A tombstone at its key is not forgotten."""
+    """The object after a grant: RESERVED at the granted size, or at what an earlier grant could still put there. A
+    tombstone at its key is not forgotten."""
     before = nothing(proposal.ref) if record is None else record
-    return replace(before, status=ObjectStatus.RESERVED, size=proposal.size)
+    return replace(before, status=ObjectStatus.RESERVED, size=max(proposal.size, charge(before)))
 
 
 def repeated(proposal: Proposal, known: GrantRecord) -> GrantOutcome:
@@ -100,24 +101,40 @@ def held_by(grant: GrantRecord | None, node: str, now: float) -> GrantRecord:
     return grant
 
 
-def accepted(grant: GrantRecord, digest: bytes, lease_until: float, put_until: float, now: float) -> GrantRecord:
-    """The grant after an accept. Its lease never outlives the PUT URL. A repeated accept changes nothing: only
-    progress renews a lease, or an object could be held for ever without a byte.
+def accepted(
+    grant: GrantRecord, digest: bytes, lease_until: float, put_until: float, now: float, length: int | None = None
+) -> GrantRecord:
+    """The grant after an accept, for an object of ``length`` bytes (None: as long as was granted). Its lease never
+    outlives the PUT URL. A repeated accept changes nothing: only progress renews a lease, or an object could be held
+    for ever without a byte.
 
-    Raises Conflict (stale-grant) for another digest than before.
+    Raises Conflict (stale-grant) for another digest or length than before, or a longer one than was granted.
     """
-    if grant.digest is not None and grant.digest != digest:
+    size = grant.length if length is None else length
+    if (grant.digest is not None and grant.digest != digest) or not 0 < size <= grant.length:
         raise stale_grant(grant)
     if grant.status is GrantStatus.ACCEPTED:
+        if size != grant.length:
+            raise stale_grant(grant)
         return grant
     return replace(
         grant,
         status=GrantStatus.ACCEPTED,
+        length=size,
         digest=digest,
         lease_until=min(lease_until, put_until),
         put_until=put_until,
         accepted_at=now,
     )
+
+
+def shrunk(record: ObjectRecord, grants: Iterable[GrantRecord]) -> ObjectRecord:
+    """The object once one of its ``grants`` was accepted for less than was reserved: reserved is what the longest of
+    those can put there for which a PUT was ever signed."""
+    longest = max((grant.length for grant in grants if grant.put_until > 0), default=record.size)
+    if record.status is not ObjectStatus.RESERVED:
+        return record
+    return replace(record, size=min(record.size, longest))
 
 
 def stale_grant(grant: GrantRecord | None) -> Conflict:
@@ -239,6 +256,11 @@ def adopted(record: ObjectRecord, found: Found, now: float, free: int) -> Object
     )
 
 
+def _longest(grants: Iterable[GrantRecord], now: float, grace: float) -> int:
+    """Bytes of the longest object that one of the grants could still put there, whatever became of the grant."""
+    return max((g.length for g in grants if g.put_until > 0 and now <= g.put_until + grace), default=0)
+
+
 def _missed(
     record: ObjectRecord, grants: Sequence[GrantRecord], now: float, grace: float, *, held: bool
 ) -> ObjectRecord:
@@ -253,9 +275,11 @@ def _missed(
     )
     lands = may_land(record, now, grace) and (clearing or not held)
     if record.status is ObjectStatus.READY:
-        size = record.size
         gone = absent(record)
-        return replace(gone, status=ObjectStatus.RESERVED, size=size) if lands else gone
+        if not lands:
+            return gone
+        # Somebody else took it away: whoever was granted it before may put a longer one there than it was.
+        return replace(gone, status=ObjectStatus.RESERVED, size=max(record.size, _longest(grants, now, grace)))
     if record.status is ObjectStatus.RESERVED and not lands and all(g.status not in LIVE for g in grants):
         return absent(record)
     return record

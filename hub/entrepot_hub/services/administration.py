@@ -47,6 +47,7 @@ class ChannelCreate(Request, frozen=True, kw_only=True):
     quota: Size = 10 << 30
     miniblock: Size = 1 << 20
     object: Size = 4 << 20
+    codec: Annotated[str, msgspec.Meta(max_length=16)] = "none"
     public_read: bool = False
     credentials: Annotated[str, msgspec.Meta(max_length=32768)] | None = None
     create_bucket: bool = False
@@ -211,7 +212,7 @@ class Administration:
         """Put a channel on a bucket, once it is clear that the bucket can be used. Conflict (``exists``, also with
         ``if_missing`` for one on another bucket; ``in-use``), and what the bucket raises."""
         check_channel_name(asked.name)
-        lock = SchemaLock(asked.name, miniblock=asked.miniblock, object=asked.object)
+        lock = SchemaLock(asked.name, asked.codec, miniblock=asked.miniblock, object=asked.object)
         url, prefix = self._vault.locate(asked.bucket)
         known = await self._registry.channels()
         there = next((channel for channel in known if channel.name == asked.name), None)
@@ -399,6 +400,7 @@ def _channel_view(channel: Channel) -> ChannelView:
         lock=channel.lock.hex,
         miniblock=channel.lock.miniblock,
         object=channel.lock.object,
+        codec=channel.lock.codec,
         public_read=channel.public_read,
         created_at=channel.created_at,
         binds=dict(channel.bucket.binds),

@@ -20,11 +20,23 @@ from entrepot.core import subjects
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, NotFound, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
-from entrepot.core.messages import MAX_OBJECTS, Grant, Message, ObjectState, Seek, State
+from entrepot.core.messages import Grant, Message, Seek, State
 from entrepot_hub.adapters.database import Database
-from entrepot_hub.core.effects import Announce, Effect, Introduce, MakeRoom, Propose, SendGrant, SendSeek
+from entrepot_hub.core.allotment import ROOM_PAUSE
+from entrepot_hub.core.effects import (
+    Announce,
+    Effect,
+    Introduce,
+    MakeRoom,
+    Propose,
+    Review,
+    SendGrant,
+    SendSeek,
+    TakeOver,
+)
 from entrepot_hub.core.journal import Event, EventKind, Note, of_grant, of_record, unheard
 from entrepot_hub.core.ledger import (
+    LIVE,
     GrantOutcome,
     GrantRecord,
     GrantStatus,
@@ -37,9 +49,10 @@ from entrepot_hub.core.ledger import (
     Refusal,
 )
 from entrepot_hub.core.limits import WORDS
-from entrepot_hub.core.rounds import ROOM_PAUSE, Rounds
+from entrepot_hub.core.rounds import Rounds
 from entrepot_hub.core.transitions import STRIKE_WINDOW
 from entrepot_hub.core.wishes import Front
+from entrepot_hub.services.announcements import Announcements
 from entrepot_hub.services.background import Lanes
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels, OpenChannel
@@ -53,6 +66,8 @@ type Spawn = Callable[[Coroutine[Any, Any, None]], object]
 STRIKES = 3
 #: Streams of which it is remembered that a limit, or a bucket that is away, keeps them from being uploaded.
 _REFUSALS = 10_000
+#: Grants that the ledger is asked about in one transaction.
+_REVIEWED = 256
 #: For so many seconds after a bucket could not be reached readers are told so, unless it was reached meanwhile.
 AWAY = 30.0
 _UNREACHABLE = "bucket-unreachable"
@@ -91,7 +106,18 @@ class Arbiter:
         self._clock = clock
         self._publish = publish
         self._spawn = spawn
-        self._urls = ReadUrls(clock, settings.get_url, metering, note)
+        self.announcements = Announcements(
+            database=database,
+            ledger=ledger,
+            channels=channels,
+            metering=metering,
+            rounds=rounds,
+            urls=ReadUrls(clock, settings.get_url, metering, note),
+            settings=settings,
+            clock=clock,
+            publish=publish,
+            spawn=spawn,
+        )
         self._lapsing = Lanes(spawn)
         self._sweeping = Lanes(spawn, wide=4)
         self._mute: dict[tuple[str, str], float] = {}
@@ -233,6 +259,8 @@ class Arbiter:
             for effect in waiting:  # what was proposed besides is proposed again
                 if isinstance(effect, Propose):
                     self.rounds.unjudged(effect.proposals, self._clock())
+                elif isinstance(effect, TakeOver):
+                    self.rounds.unjudged((effect.proposal,), self._clock())
             raise
 
     async def _carry(self, effect: Effect) -> list[Effect]:
@@ -249,18 +277,48 @@ class Arbiter:
                     raise
                 self._note_outcomes(outcomes)
                 return self.rounds.judged(outcomes, self._clock())
+            case TakeOver(grant, proposal):
+                return await self._take_over(grant, proposal)
             case SendGrant(grant, opening):
                 self._send_grant(await self._channels.channel(grant.ref.channel), grant, opening)
             case Announce(refs):
-                views = await self._database.together(partial(self.views, refs))
-                await self.announce(views, self._clock())
+                for ref in refs:
+                    if not self.rounds.is_ready(ref):
+                        self.announcements.later(ref)
+                await self.announcements.now([ref for ref in refs if self.rounds.is_ready(ref)])
             case Introduce(name, stream, opening):
                 await self._database.call(self._ledger.learn, name, stream, opening)
                 lock = (await self._channels.channel(name)).lock
-                self._tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
+                self.announcements.tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
             case MakeRoom():
                 self._spawn(self._make_room(effect))
+            case Review(grants):
+                return await self._review(grants)
         return []
+
+    async def _review(self, grants: tuple[GrantRecord, ...]) -> list[Effect]:
+        first, rest = grants[:_REVIEWED], grants[_REVIEWED:]
+        views = await self._database.together(partial(self.views, [grant.ref for grant in first]))
+        following = self.rounds.reviewed(first, views, self._clock())
+        return [*following, Review(rest)] if rest else following
+
+    async def _take_over(self, grant: GrantRecord, proposal: Proposal) -> list[Effect]:
+        """End the grant of a slow holder, and put what another is to do instead to the ledger. What the slow one's PUT
+        could still do is what that of a failed-over grant can: land first, which is as well, or meet the object."""
+        now, reason = self._clock(), "holder-too-slow"
+        try:
+            ended = await self._database.call(self._ledger.end_grant, grant.grant, GrantStatus.CANCELLED, reason, now)
+        except BaseException:
+            self.rounds.unjudged((proposal,), self._clock())
+            raise
+        if ended is None:  # it has brought its object, or ended otherwise: that is heard apart
+            self.rounds.unjudged((proposal,), self._clock())
+            return []
+        self.rounds.taken_over(ended, now)
+        self.note(of_grant(EventKind.FAILED, ended, now, {"reason": reason}))
+        opening = self.rounds.opening(grant.ref.channel, grant.ref.stream)
+        following: list[Effect] = [Propose((proposal,))]
+        return following if opening is None else [SendGrant(ended, opening), *following]
 
     def _note_outcomes(self, outcomes: Sequence[GrantOutcome]) -> None:
         now = self._clock()
@@ -462,47 +520,6 @@ class Arbiter:
             self.note(of_grant(EventKind.FAILED, ended, now, {"reason": error.kind}))
             await self.perform(self.rounds.ended(ended, error, now))
 
-    async def announce(self, views: Sequence[ObjectView], now: float) -> None:
-        """Tell the readers of a stream, and lend what they are told to read."""
-        if not views:
-            return
-        channel = await self._channels.channel(views[0].record.ref.channel)
-        until = now + self.settings.read_lease
-        if await self.metering.may_read(channel.name) is not None:
-            # Nothing is signed for anybody: readers hear why when they ask next.
-            views = [view for view in views if view.record.status is not ObjectStatus.READY]
-        states: list[ObjectState] = []
-        for view in views[:MAX_OBJECTS]:
-            nodes: tuple[str, ...] = ()
-            if view.record.status is ObjectStatus.READY:
-                asked = self.rounds.interested(view.record.ref, now)
-                nodes = tuple([node for node in asked if await self.metering.may_read(channel.name, node) is None])
-                if asked and not nodes:
-                    continue  # whoever waits for it may read no more, and hears why when it asks next
-            # Signed at once after the check, so that announcements side by side do not all pass it.
-            states.append(await self.state(channel, view, nodes))
-            if nodes:
-                await self._database.call(self._ledger.lend, [view.record.ref], nodes, until, now)
-        if not states:
-            return
-        ref = views[0].record.ref
-        self._tell(channel.name, State(lock=ref.lock, stream=ref.stream, objects=tuple(states)))
-
-    async def state(self, channel: OpenChannel, view: ObjectView, readers: Sequence[str] = ()) -> ObjectState:
-        """An object as ``readers`` are told of it, with a signed GET when it is ready."""
-        record = view.record
-        if record.status is ObjectStatus.READY:
-            get = await self._urls.get(channel, record, readers)
-            return ObjectState(number=record.ref.number, state="ready", length=record.size, etag=record.etag, get=get)
-        if view.grant is not None and view.grant.status is GrantStatus.ACCEPTED:
-            return ObjectState(
-                number=record.ref.number, state="uploading", length=view.grant.length, sent=view.grant.sent
-            )
-        return ObjectState(number=record.ref.number, state="seeking")
-
-    def _tell(self, channel: str, state: State) -> None:
-        self._publish(subjects.state(channel, state.stream.hex()), state)
-
     def _send_seek(self, effect: SendSeek) -> None:
         where = "channel" if effect.nodes is None else "holders"
         count = 1 if effect.nodes is None else len(effect.nodes)
@@ -528,6 +545,7 @@ class Arbiter:
             lease=int(lease * 1000),
             digest=channel.bucket.digest_kind,
             transfer=UNSET if grant.transfer is None else grant.transfer,
+            stop=UNSET if grant.status in LIVE else True,
         )
         self._publish(subjects.grant(grant.node, grant.session), message)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 
+from msgspec import UNSET
+
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, RetryLater
 from entrepot.core.format import decode_header, header_length
 from entrepot.core.geometry import Geometry
@@ -43,15 +45,18 @@ from entrepot_hub.adapters.database import Database
 from entrepot_hub.core.journal import Event, EventKind
 from entrepot_hub.core.ledger import (
     LIVE,
+    GrantRecord,
+    HolderRecord,
     Ledger,
     ObjectRef,
     ObjectStatus,
     ObjectView,
     WantOrder,
+    WantView,
 )
 from entrepot_hub.core.members import Member
 from entrepot_hub.core.queueing import with_held
-from entrepot_hub.core.rounds import SILENCE
+from entrepot_hub.core.seeking import SILENCE
 from entrepot_hub.services.arbiter import Arbiter, Spawn
 from entrepot_hub.services.bucket_keeper import BucketKeeper, Verdict
 from entrepot_hub.services.channels import Channels, OpenChannel
@@ -164,15 +169,15 @@ class Exchange:
         if refusal is not None:
             return await self._unreadable(channel, order, refusal)
         self._allow_want(order, now)
-        opening = await self._database.call(self._ledger.opening, channel.name, message.stream)
-        numbers = self._numbers(channel, opening, order.ranges, order.window)
         until = now + self._settings.read_lease
-        view, holders = await self._database.together(
-            lambda: (
-                self._ledger.want(order, numbers, until, now),
-                self._ledger.holders(channel.name, message.stream),
-            )
-        )
+
+        def want() -> tuple[WantView, list[HolderRecord]]:
+            opening = self._ledger.opening(channel.name, message.stream)
+            numbers = self._numbers(channel, opening, order.ranges, order.window)
+            view = self._ledger.want(order, numbers, until, now)
+            return view, self._ledger.holders(channel.name, message.stream)
+
+        view, holders = await self._database.together(want)
         members = await self._channels.size(channel.name)
         effects = self._rounds.wanted(order, channel.lock, view.opening, view.objects, holders, members, now)
         self._spawn(self._arbiter.perform(effects))
@@ -288,24 +293,37 @@ class Exchange:
         """A session takes its grant: check what it says the object is, and sign the PUT."""
         self._check_lock(channel, message.lock)
         now = self._clock()
-        grant = await self._database.call(self._ledger.find_grant, message.grant)
+
+        def find() -> tuple[GrantRecord | None, Opening | None]:
+            grant = self._ledger.find_grant(message.grant)
+            opening = None if grant is None else self._ledger.opening(grant.ref.channel, grant.ref.stream)
+            return grant, opening
+
+        grant, opening = await self._database.together(find)
         asker = (member.node.public, message.session)
         if grant is None or grant.ref.channel != channel.name or (grant.node, grant.session) != asker:
             raise Conflict("this grant is not yours, or not any more", kind="stale-grant")
         stream = StreamId(grant.ref.stream)
         self._may_provide(channel, member, stream)
-        opening = await self._database.call(self._ledger.opening, channel.name, grant.ref.stream)
+        length = None if message.length is UNSET else message.length
         if message.header or (
             opening is not None and header_length(opening.length, grant.ref.number, channel.lock) <= MAX_HEADER
         ):  # only who has the object, or had it, knows its header
             try:
-                decode_header(
+                header = decode_header(
                     message.header, stream=stream, lock=channel.lock, number=grant.ref.number, opening=opening
                 )
+                length = header.object_length
             except Corrupt as error:
                 await self._arbiter.fail(grant, error, now)
                 await self._arbiter.strike(channel, member.node.public, "bad-header", now)
                 raise
+        elif (
+            length is not None
+            and opening is not None
+            and length not in Geometry(opening.length, channel.lock).object_lengths(grant.ref.number)
+        ):
+            raise InvalidInput("the object cannot have so many bytes", length=length)
         kind = channel.bucket.digest_kind
         if len(message.digest) != DIGEST_LENGTH[kind]:
             raise InvalidInput(f"this grant is accepted with a digest of kind {kind}", kind="invalid-input")
@@ -315,18 +333,19 @@ class Exchange:
             member.node.public,
             message.digest,
             now + self._settings.lease,
-            now + self._settings.put_life(grant.length),
+            now + self._settings.put_life(length or grant.length),
             now,
+            length,
         )
         if view.record.tombstone:
             with self._arbiter.reaching(channel.name):
                 await self._keeper.clear_tombstone(channel, grant.ref, grant.grant)
-        length, held, now = grant.length, view.grant or grant, self._clock()  # clearing may have taken its time
+        held, now = view.grant or grant, self._clock()  # clearing may have taken its time
         life = max(int(held.put_until - now), 1)  # a repeated accept gets no later an end
-        put = await channel.bucket.sign_put(channel.key(grant.ref), length, message.digest, life)
+        put = await channel.bucket.sign_put(channel.key(grant.ref), held.length, message.digest, life)
         if view.grant is not None:
             self._rounds.accepted(view.grant)
-            self._spawn(self._arbiter.announce([view], now))
+            self._arbiter.announcements.later(grant.ref)
         return AcceptReply(put=as_message(put, now), lease=int(max(held.lease_until - now, 0.0) * 1000))
 
     async def progress(self, channel: OpenChannel, member: Member, message: Progress) -> Ack:
@@ -342,12 +361,13 @@ class Exchange:
             self._settings.floor_rate,
             now,
         )
+        if effects := self._rounds.progressed(grant, now):
+            self._spawn(self._arbiter.perform(effects))
         if now >= self._news.get(grant.ref, 0.0) + PROGRESS_NEWS:
             if len(self._news) > 10_000:
                 self._news.clear()
             self._news[grant.ref] = now
-            view = await self._database.call(self._ledger.view, grant.ref)
-            await self._arbiter.announce([view], now)
+            self._arbiter.announcements.later(grant.ref)
         return Ack()
 
     async def done(self, channel: OpenChannel, member: Member, message: Done) -> Ack:
@@ -465,7 +485,7 @@ class Exchange:
                 if refusal is not None:
                     states.append(ObjectState(number=view.record.ref.number, state="seeking"))
                     continue
-            states.append(await self._arbiter.state(channel, view, (node,)))
+            states.append(await self._arbiter.announcements.state(channel, view, (node,)))
         return states, refusal
 
     async def _unreadable(self, channel: OpenChannel, order: WantOrder, refusal: EntrepotError) -> WantReply:

@@ -9,7 +9,7 @@ import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nats.aio.subscription import Subscription as NatsSubscription
 
@@ -18,6 +18,10 @@ from entrepot.core.errors import EntrepotError, InvalidInput, RetryLater
 
 if TYPE_CHECKING:
     from entrepot.adapters.bus import Bus
+
+#: Messages that a handler gets before everything else has its turn; and bytes that count as one message more.
+TURN: Final = 16
+TURN_BYTES: Final = 1024
 
 type Handler = Callable[[Message], Awaitable[None] | None]
 type OnError = Callable[[EntrepotError, str], None]
@@ -102,7 +106,9 @@ class Subscription:
             await link.unsubscribe(handle)
 
     async def run(self) -> None:
-        """Call the handler with each message until the subscription ends."""
+        """Call the handler with each message until the subscription ends. A handler that never waits is no reason for
+        everything else to: the event loop has its turn after :data:`TURN` messages, or fewer that are long."""
+        handled = 0
         while not self._ended:
             while self._messages and not self._ended:
                 message = self._messages.popleft()
@@ -119,6 +125,10 @@ class Subscription:
                     # Something the handler waited for was cancelled, not this subscription.
                     gone = RetryLater("what the handler waited for was cancelled", kind="cancelled")
                     self._bus.failed(gone, self.subject)
+                handled += 1 + len(message.payload) // TURN_BYTES
+                if handled >= TURN:
+                    handled = 0
+                    await asyncio.sleep(0)
             self._arrived.clear()
             if not self._messages and not self._ended:
                 await self._arrived.wait()

@@ -365,8 +365,15 @@ def reflink(source: int, target: Path) -> bool:
     return False
 
 
-def copy_into(source: int, target: Path, length: int, stop: Callable[[], bool] = lambda: False) -> None:
+def copy_into(
+    source: int,
+    target: Path,
+    length: int,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Copies ``length`` bytes of the open file to ``target`` (which must not exist), holes kept, and syncs it.
+    ``progress(done, length)`` in bytes, holes counted.
 
     Raises ``changed`` if the source turns out shorter, ``cancelled`` once ``stop()`` is true. ``target`` is gone if
     anything fails.
@@ -385,6 +392,8 @@ def copy_into(source: int, target: Path, length: int, stop: Callable[[], bool] =
                     raise Conflict("the file became shorter while it was copied", kind="changed")
                 write_at(descriptor, buffer[:count], offset, target)
                 offset += count
+                if progress is not None:
+                    progress(offset, length)
         with translated(target):
             os.fsync(descriptor)
     except BaseException:

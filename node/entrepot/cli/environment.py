@@ -1,8 +1,8 @@
 """What the commands, and programs that use ``entrepot.get`` and its like, take from the environment: the one place of
 the node that reads it.
 
-``ENTREPOT_HOME``, ``ENTREPOT_CA_FILE``, ``ENTREPOT_PLAIN_HTTP``, ``ENTREPOT_DEBUG`` and the proxy variables that curl
-and Python know.
+``ENTREPOT_HOME``, ``ENTREPOT_CA_FILE``, ``ENTREPOT_PLAIN_HTTP``, ``ENTREPOT_BWLIMIT``, ``ENTREPOT_DEBUG`` and the proxy
+variables that curl and Python know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import platformdirs
 
 from entrepot.core.errors import InvalidInput, NotFound
+from entrepot.core.rate import Bandwidth
 
 if TYPE_CHECKING:
     from entrepot.services.settings import NodeSettings
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 HOME: Final = "ENTREPOT_HOME"
 CA_FILE: Final = "ENTREPOT_CA_FILE"
 DEBUG: Final = "ENTREPOT_DEBUG"
+#: What ``--bwlimit`` is if it is not given.
+BWLIMIT: Final = "ENTREPOT_BWLIMIT"
 #: Takes a hub's http:// address beyond this machine too: for closed networks, such as one of containers.
 PLAIN_HTTP: Final = "ENTREPOT_PLAIN_HTTP"
 
@@ -38,6 +41,7 @@ class Environment:
     proxies: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     debug: bool = False
     plain_http: bool = False
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
     def settings(self) -> NodeSettings:
         """The settings of a node in this environment."""
@@ -52,6 +56,7 @@ class Environment:
             ca_file=ca_file,
             proxy=secure,
             no_proxy=tuple(host for host in self.proxies.get("no", "").replace(" ", ",").split(",") if host),
+            bandwidth=self.bandwidth,
             hub=HubClientSettings(plain=self.plain_http),
             transfer=TransferSettings(http_proxy=self.proxies.get("http")),
         )
@@ -69,9 +74,9 @@ def _is_on(name: str) -> bool:
 def read_environment() -> Environment:
     """The environment of this process. An empty variable counts as not set.
 
-    Raises ``invalid-setting`` for a home that names no absolute folder and ``no-such-file`` for certificates
-    that are not there. Only the data folder of the user is asked for, never the runtime folder, which does not
-    exist in cron jobs, containers and batch systems.
+    Raises ``invalid-setting`` for a home that names no absolute folder and ``no-such-file`` for certificates that are
+    not there, ``invalid-setting`` also for a limit of bandwidth that is none. Only the data folder of the user is
+    asked for, never the runtime folder, which does not exist in cron jobs, containers and batch systems.
     """
     home = os.environ.get(HOME) or platformdirs.user_data_dir("entrepot", appauthor=False)
     folder = Path(home).expanduser()
@@ -99,4 +104,15 @@ def read_environment() -> Environment:
         proxies=MappingProxyType(proxies),
         debug=is_debugging(),
         plain_http=_is_on(PLAIN_HTTP),
+        bandwidth=_bandwidth(),
     )
+
+
+def _bandwidth() -> Bandwidth:
+    given = os.environ.get(BWLIMIT)
+    if not given:
+        return Bandwidth()
+    try:
+        return Bandwidth.parse(given)
+    except InvalidInput as error:
+        raise InvalidInput(f"{BWLIMIT}: {error.message}", kind="invalid-setting", hint=error.hint) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from entrepot.adapters.store import Entry, Verification
     from entrepot.services.estimate import Info
     from entrepot.services.hubs import JoinedHub
+    from entrepot.services.progress import Progress
     from entrepot.services.settings import NodeSettings
 
 
@@ -218,10 +220,21 @@ def verify(
             entries = await node.entries()
             names = {one.stream: one.name for one in entries}
             empty = {one.stream for one in entries if one.opening.length == 0}
+            lengths = {one.stream: one.opening.length for one in entries}
+            before, total = 0, sum(lengths.values())
+            meter = shown.meter(target or "", "verifying")
+
+            def of_all(report: Progress, before: int, length: int) -> None:
+                if report.total:  # one bar for all, to which each stream adds what it is long
+                    meter.report(before + report.done * length // report.total, total)
+
             for one in [target] if target is not None else list(names):
-                known = names.get(one) if not isinstance(one, str) else None
-                meter = shown.meter(known or str(one), "verifying")
-                for result in await node.verify(one, progress=meter.take):
+                moving = meter.take
+                if not isinstance(one, str):
+                    meter.rename(names[one] or str(one))
+                    moving = partial(of_all, before=before, length=lengths[one])
+                    before += lengths[one]
+                for result in await node.verify(one, progress=moving):
                     name = names.get(result.stream) or result.stream.hex
                     problem = _problem(result, name)
                     if problem is not None:

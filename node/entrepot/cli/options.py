@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entrepot.core.errors import InvalidInput
 from entrepot.core.lock import is_channel
+from entrepot.core.rate import Bandwidth
 from entrepot.core.uri import check_hub
+
+if TYPE_CHECKING:
+    from entrepot.services.settings import NodeSettings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, also for an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; errors are told.")]
@@ -21,6 +26,16 @@ Hub = Annotated[
 Timeout = Annotated[
     str, typer.Option("--timeout", metavar="DURATION", help="Give up after so long without a verified byte.")
 ]
+
+Bwlimit = Annotated[
+    str | None,
+    typer.Option("--bwlimit", metavar="RATE", help="At most so many bytes/s: 10M, 2M:10M (up:down), off."),
+]
+
+
+def limited(settings: NodeSettings, bwlimit: str | None) -> NodeSettings:
+    """``settings`` with ``--bwlimit``, if it was given. Raises ``invalid-input``."""
+    return settings if bwlimit is None else replace(settings, bandwidth=Bandwidth.parse(bwlimit))
 
 
 def check_channel(name: str | None) -> str | None:

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -37,6 +37,13 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._above: Callable[[str], None] | None = None
+        self._results_above = False
+
+    def go_above(self, show: Callable[[str], None] | None, *, results: bool = False) -> None:
+        """From now on lines for stderr are shown by ``show``, above what is drawn there; with ``results`` those for
+        stdout too, which is the same terminal. None: no more."""
+        self._above, self._results_above = show, results
 
     def result(self, document: Mapping[str, object], *lines: str) -> None:
         """The result: ``document`` with ``--json``, else ``lines``."""
@@ -49,17 +56,21 @@ class Output:
         """Text on stdout, at once; nothing with ``--json``, whose one document comes last."""
         if not self.as_json:
             for line in lines:
-                write(sys.stdout, line)
+                if self._above is not None and self._results_above:
+                    self._above(line)
+                else:
+                    write(sys.stdout, line)
 
     def note(self, text: str) -> None:
         """A remark for the person at the terminal."""
         if not self.quiet:
-            write(sys.stderr, text)
+            self._remark(text)
 
     def failed(self, error: EntrepotError, about: str | None = None) -> None:
         """One of several things failed and the command goes on; nothing with ``--json``."""
         if not self.as_json:
-            tell(error, about)
+            for line in told(error, about):
+                self._remark(line)
 
     def interrupted(self, remark: str) -> None:
         """The command ends because of Ctrl-C."""
@@ -67,24 +78,37 @@ class Output:
             error = RetryLater("interrupted", kind="cancelled", hint=remark)
             write(sys.stdout, json.dumps({"error": to_wire(error)}))
         else:
-            write(sys.stderr, f"entrepot: interrupted. {remark}")
+            self._remark(f"entrepot: interrupted. {remark}")
+
+    def _remark(self, line: str) -> None:
+        if self._above is not None:
+            self._above(line)
+        else:
+            write(sys.stderr, line)
 
 
 class Failures:
     """What failed of several things that were to be done; the others were done nevertheless."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, named: str = "path") -> None:
+        """``named``: what the document calls the thing that failed."""
         self._output = output
+        self._named = named
         self._failed: list[tuple[str, EntrepotError]] = []
 
-    def add(self, path: str, error: EntrepotError) -> None:
+    @property
+    def count(self) -> int:
+        """How many failed."""
+        return len(self._failed)
+
+    def add(self, name: str, error: EntrepotError) -> None:
         """This one failed."""
-        self._failed.append((path, error))
-        self._output.failed(error, path)
+        self._failed.append((name, error))
+        self._output.failed(error, name)
 
     def end(self, document: dict[str, object]) -> None:
         """Print ``document``, with what failed. If anything did, exit with the code of the first error."""
-        document["failed"] = [{"path": path, "error": error} for path, error in self._failed]
+        document["failed"] = [{self._named: name, "error": error} for name, error in self._failed]
         if self._failed:
             document["error"] = self._failed[0][1]
         self._output.result(document)
@@ -102,11 +126,18 @@ def fail(error: EntrepotError, *, as_json: bool) -> int:
 
 
 def tell(error: EntrepotError, about: str | None = None) -> None:
-    """The error in one sentence and its hint in another line, on stderr."""
+    """The error and its hint on stderr."""
+    for line in told(error, about):
+        write(sys.stderr, line)
+
+
+def told(error: EntrepotError, about: str | None = None) -> list[str]:
+    """The error in one sentence and its hint in another line."""
     lead = "" if about is None or about in error.message else f"{about}: "
-    write(sys.stderr, f"entrepot: {lead}{one_line(error.message)}{_seen(error)}")
+    lines = [f"entrepot: {lead}{one_line(error.message)}{_seen(error)}"]
     if error.hint:
-        write(sys.stderr, f"  {one_line(error.hint)}")
+        lines.append(f"  {one_line(error.hint)}")
+    return lines
 
 
 def _seen(error: EntrepotError) -> str:

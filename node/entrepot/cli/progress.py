@@ -6,13 +6,14 @@ Both show what is done of what, the rate, the time left and what a transfer wait
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import IO, TYPE_CHECKING, Final, Protocol, Self
 
 from entrepot.cli.output import Output, ReaderGone, one_line, write
 from entrepot.core.units import format_duration, format_rate, format_size
@@ -33,8 +34,9 @@ _LONGEST_BAR: Final = 40
 
 
 class Report(Protocol):
-    """What a service reports while it works: bytes, a total of 0 while that is not known, and what it waits for
-    (None: nothing)."""
+    """What a service reports while it works: bytes, a total of 0 while that is not known, what it waits for (None:
+    nothing), how many of the bytes were here before it began, and what is done, 0 to 1, where that is known without
+    the total."""
 
     @property
     def done(self) -> int: ...  # noqa: D102
@@ -44,6 +46,12 @@ class Report(Protocol):
 
     @property
     def note(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def here(self) -> int: ...  # noqa: D102
+
+    @property
+    def share(self) -> float | None: ...  # noqa: D102
 
 
 class Meter:
@@ -60,28 +68,45 @@ class Meter:
         self._clock = clock
         self._waits_for: str | None = None
         self._waits_since = 0.0
+        self._here = 0
         self._guard = threading.Lock()
-        self._samples: deque[tuple[float, int]] = deque()
+        self._share: float | None = None
+        self._samples: deque[tuple[float, int, float]] = deque()
 
-    def report(self, done: int, total: int | None = None, waits_for: str | None = None) -> None:
-        """So many bytes are done, of ``total`` where it is known."""
+    def report(
+        self,
+        done: int,
+        total: int | None = None,
+        waits_for: str | None = None,
+        here: int = 0,
+        share: float | None = None,
+    ) -> None:
+        """So many bytes are done, of ``total`` where it is known; ``here`` of them before it began: they are no
+        rate, whenever it turns out. ``share``: what is done, 0 to 1, where the total is not known."""
         with self._guard:
             now = self._clock()
+            if here != self._here:
+                more, self._here = here - self._here, here
+                self._samples = deque((at, had + more, part) for at, had, part in self._samples)
             if not self._samples or done < self.done or (self.total is None and total is not None):
                 # What was here before we began is no rate; it is not known before the total is.
                 self._samples.clear()
-                self._samples.append((now, done))
+                self._samples.append((now, done, share or 0.0))
             if self._waits_for is None or done != self.done:
                 self._waits_since = now
-            self.done, self._waits_for = done, waits_for
+            self.done, self._waits_for, self._share = done, waits_for, share
             self.total = total if total is not None else self.total
             if now - self._samples[-1][0] >= RATE_OVER / 50:
-                self._samples.append((now, done))
+                self._samples.append((now, done, share or 0.0))
             self._forget(now)
+
+    def rename(self, name: str) -> None:
+        """From now on it is about this one."""
+        self.name = one_line(name)
 
     def take(self, report: Report) -> None:
         """The same, from what a service reports."""
-        self.report(report.done, report.total or None, report.note)
+        self.report(report.done, report.total or None, report.note, report.here, report.share)
 
     @property
     def waits_for(self) -> str | None:
@@ -97,20 +122,27 @@ class Meter:
             self._forget(now)
             if not self._samples:
                 return 0.0
-            then, had = self._samples[0]
+            then, had, _ = self._samples[0]
             return max(self.done - had, 0) / (now - then) if now - then >= RATE_OVER / 50 else 0.0
 
     @property
     def left(self) -> float | None:
         """Seconds until the end at this rate; None where nothing can be said."""
         rate, total = self.rate, self.total
-        return None if total is None or rate <= 0 else max(total - self.done, 0) / rate
+        if total is not None:
+            return None if rate <= 0 else max(total - self.done, 0) / rate
+        with self._guard:
+            now, share = self._clock(), self._share
+            if share is None or not self._samples:
+                return None
+            then, _, had = self._samples[0]
+            return (1 - share) * (now - then) / (share - had) if share > had else None
 
     @property
     def share(self) -> float | None:
-        """What is done, 0 to 1; None without a total. Nothing of nothing is all of it."""
+        """What is done, 0 to 1; None where that is not known. Nothing of nothing is all of it."""
         if self.total is None:
-            return None
+            return None if self._share is None else min(self._share, 1.0)
         return min(self.done / self.total, 1.0) if self.total else 1.0
 
     def figures(self) -> list[str]:
@@ -156,7 +188,7 @@ def display(output: Output) -> Display:
 
         console = Console(stderr=True, highlight=False, markup=False)
         if console.is_terminal and not console.is_dumb_terminal:
-            return Bars(console)
+            return Bars(console, output)
     return Lines()
 
 
@@ -218,11 +250,12 @@ def line_of(meter: Meter) -> str:
 class Bars:
     """Two or three lines at the bottom of the terminal, drawn again several times a second and gone at the
     end: the name; bar and figures; what is waited for. Whatever does not fit a narrow terminal is left out,
-    the least important first.
+    the least important first. What ``output`` says meanwhile stands above them.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, output: Output | None = None) -> None:
         self._console = console
+        self._output = output
         self._meter: Meter | None = None
         self._live: Live | None = None
 
@@ -238,11 +271,15 @@ class Bars:
             redirect_stderr=True,
         )
         self._live.start()
+        if self._output is not None:
+            self._output.go_above(self._show, results=_same_terminal(self._console.file, sys.stdout))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._output is not None:
+            self._output.go_above(None)
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -252,6 +289,14 @@ class Bars:
         self._meter = Meter(name, doing)
         return self._meter
 
+    def _show(self, line: str) -> None:
+        """One line of its own, however long: only the terminal breaks it. Bytes that are no text show as such."""
+        from rich.text import Text
+
+        encoding = self._console.encoding
+        shown = line.encode(encoding, "backslashreplace" if encoding == "ascii" else "surrogateescape")
+        self._console.print(Text(shown.decode(encoding, "replace")), soft_wrap=True)
+
     def _draw(self) -> RenderableType:
         from rich.text import Text
 
@@ -259,6 +304,15 @@ class Bars:
         if meter is None:
             return Text("")
         return drawing(meter, self._console.width, ascii_only=not self._console.encoding.startswith("utf"))
+
+
+def _same_terminal(first: IO[str], second: IO[str]) -> bool:
+    try:
+        return (
+            first.isatty() and second.isatty() and os.fstat(first.fileno()).st_rdev == os.fstat(second.fileno()).st_rdev
+        )
+    except (OSError, ValueError):
+        return False  # one of them is closed, or no file
 
 
 def drawing(meter: Meter, width: int, *, ascii_only: bool = False) -> RenderableType:

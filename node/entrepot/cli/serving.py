@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from entrepot.cli.options import Json, Quiet
+from entrepot.cli.options import Bwlimit, Json, Quiet, limited
 from entrepot.cli.output import Output, counted, one_line, plain, table
 from entrepot.cli.running import interruptible, run
 from entrepot.core.errors import InvalidInput, RetryLater
@@ -42,6 +42,7 @@ def up(
         bool, typer.Option("--verbose", "-v", help="Log every step of every upload, with its transfer's id.")
     ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log in JSON.")] = False,
+    bwlimit: Bwlimit = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,10 +55,11 @@ def up(
     from entrepot.services.observation import MetricsAddress
 
     out = Output(as_json=json, quiet=quiet)
-    settings = read_environment().settings()
+    settings = limited(read_environment().settings(), bwlimit)
     at = None if metrics is None else MetricsAddress.parse(metrics, anywhere=metrics_anywhere)
     if detach:
         words = [] if metrics is None else ["--metrics", metrics]
+        words += [] if bwlimit is None else ["--bwlimit", bwlimit]
         for option, given in (
             ("--metrics-anywhere", metrics_anywhere),
             ("--verbose", verbose),
@@ -66,6 +68,8 @@ def up(
             words += [option] if given else []
         status = run(DaemonClient(settings).start_detached(words))
         out.note(f"The daemon runs (process {status.pid}); its log is {settings.log_file}.")
+        if bwlimit is not None:
+            run(remark_on_limit(settings, out))
         out.result({"daemon": status})
         return
     if json:
@@ -99,8 +103,11 @@ def down(json: Json = False, quiet: Quiet = False) -> None:
     out.result({"stopped": True})
 
 
-async def ensure_daemon(settings: NodeSettings, streams: Sequence[StreamId], out: Output) -> bool:
-    """See to it that a daemon serves ``streams`` and that their hub knows; whether it does.
+async def ensure_daemon(
+    settings: NodeSettings, streams: Sequence[StreamId], out: Output, words: Sequence[str] = ()
+) -> bool:
+    """See to it that a daemon serves ``streams`` and that their hub knows; whether it does. ``words``: further ones of
+    ``entrepot up`` for one that is started.
 
     A failure is told, not raised: what was added stays added, and the daemon goes on trying.
     """
@@ -110,7 +117,7 @@ async def ensure_daemon(settings: NodeSettings, streams: Sequence[StreamId], out
     client = DaemonClient(settings)
     try:
         if not await client.running():
-            started = await client.start_detached()
+            started = await client.start_detached(words)
             out.note(f"A daemon was started to serve it (process {started.pid}). To end it: entrepot down")
         for _ in range(round(_ANNOUNCING / _ANNOUNCE_EVERY)):
             if await client.added(streams):
@@ -127,6 +134,22 @@ async def ensure_daemon(settings: NodeSettings, streams: Sequence[StreamId], out
     reasons = [f"{view.host} is {view.state}" for view in down] or ["no hub took it"]
     out.note(f"It is added and will be served as soon as its hub can be reached: {one_line('; '.join(reasons))}.")
     return False
+
+
+async def remark_on_limit(settings: NodeSettings, out: Output) -> None:
+    """Say so if the daemon that runs has another limit of bandwidth than ``settings``: it keeps its own."""
+    from entrepot.core.errors import EntrepotError
+    from entrepot.services.daemon_client import DaemonClient
+
+    try:
+        limit = (await DaemonClient(settings).status()).bwlimit
+    except EntrepotError:
+        return  # it has just ended: there is no limit to be told
+    if limit != str(settings.bandwidth):
+        out.note(
+            f"The daemon that runs has the limit {one_line(limit)}, not {settings.bandwidth}. "
+            "To change it: entrepot down, then entrepot up"
+        )
 
 
 def status(
@@ -162,6 +185,8 @@ def status(
     else:
         age = format_duration(max(time.time() - running.started, 0))
         lines.append(f"daemon    process {running.pid}, version {running.version}, up for {age}")
+        if running.bwlimit != "off":
+            lines.append(f"bwlimit   {one_line(running.bwlimit)}")
     lines.append(
         f"store     {counted(size.streams, 'stream')}, {format_size(size.stored)} stored, "
         f"{format_size(size.linked)} linked"

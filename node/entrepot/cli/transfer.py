@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entrepot.cli.options import Channel, Hub, Json, Quiet, Timeout, check_channel, check_host
-from entrepot.cli.output import Failures, Output, one_line, write_bytes
+from entrepot.cli.options import Bwlimit, Channel, Hub, Json, Quiet, Timeout, check_channel, check_host, limited
+from entrepot.cli.output import Failures, Output, counted, one_line, write_bytes
 from entrepot.cli.progress import display
 from entrepot.cli.running import interruptible, run
 from entrepot.core.errors import EntrepotError, InvalidInput
@@ -21,21 +22,24 @@ from entrepot.core.uri import SCHEME, StreamUri
 if TYPE_CHECKING:
     from entrepot.core.identifiers import StreamId
     from entrepot.services.node import Got
+    from entrepot.services.progress import Progress
 
 #: What ``--timeout`` is if nobody says otherwise: as in the exchange.
 TIMEOUT = "60s"
+#: Characters of a line of a list that an error shows.
+_SHOWN = 80
 
 
 def add(
     paths: Annotated[
-        list[Path],
-        # Whether it can be read is told file by file, with our own reason.
-        typer.Argument(metavar="PATH", readable=False, help="Files to share. They stay where they are."),
+        list[str],  # typer takes long to make paths of thousands; whether each can be read is told with our own reason
+        typer.Argument(metavar="PATH", help="Files to share. They stay where they are."),
     ],
     channel: Channel = None,
     hub: Hub = None,
     copy: Annotated[bool, typer.Option("--copy", help="Keep a copy in the store: the file may then change.")] = False,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="Start no daemon.")] = False,
+    bwlimit: Bwlimit = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -44,11 +48,12 @@ def add(
     Nothing is uploaded: the daemon sends a file when somebody asks for it. It is started if none runs.
     """
     from entrepot.cli.environment import read_environment
-    from entrepot.cli.serving import ensure_daemon
+    from entrepot.cli.serving import ensure_daemon, remark_on_limit
     from entrepot.services.node import Node
 
     out = Output(as_json=json, quiet=quiet)
-    settings = read_environment().settings()
+    settings = limited(read_environment().settings(), bwlimit)
+    words = [] if bwlimit is None else ["--bwlimit", bwlimit]
     check_channel(channel)
     check_host(hub)
     found: list[dict[str, object]] = []
@@ -57,14 +62,15 @@ def add(
 
     async def work() -> None:
         async with Node(settings) as node:
-            for path in paths:
-                meter = shown.meter(path.name, "reading")
-                try:
-                    added = await node.add(path, channel=channel, hub=hub, copy=copy, progress=meter.take)
-                except EntrepotError as error:
-                    if error.kind in {"ambiguous", "not-joined", "no-such-channel"}:
-                        raise  # it is the same for all files
-                    failures.add(str(path), error)
+            meter = shown.meter(Path(paths[0]).name, "reading")
+
+            def moving(report: Progress) -> None:
+                meter.rename(report.name or meter.name)
+                meter.take(report)
+
+            async for path, added in node.add_many(paths, channel=channel, hub=hub, copy=copy, progress=moving):
+                if isinstance(added, EntrepotError):
+                    failures.add(str(path), added)
                     continue
                 found.append(
                     {
@@ -77,21 +83,37 @@ def add(
                         "unchanged": added.unchanged,
                     }
                 )
-                streams.append(added.stream)
+                if not added.told:
+                    streams.append(added.stream)
                 out.lines(str(added.uri))
 
-    with interruptible(out, "Files whose URI was printed are added; add the others again."):
+    with interruptible(out, "Files whose URI was printed are added. Add the others again: it goes on where it was."):
         with display(out) as shown:
             run(work())
-        served = bool(streams) and not no_serve and run(ensure_daemon(settings, streams, out))
+        # Where a daemon runs and its hub is up, the hub knows of them already.
+        served = bool(found) and not no_serve and (not streams or run(ensure_daemon(settings, streams, out, words)))
+        if bwlimit is not None and served:
+            run(remark_on_limit(settings, out))
     failures.end({"added": found, "served": served})
 
 
 def get(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="A URI, or a stream id of a channel that was joined.")],
+    uris: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="URI", help="URIs, or stream ids of a channel that was joined.", show_default=False),
+    ] = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option("--from-file", metavar="LIST", help="A file with one URI on each line; - is stdin."),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PATH", help="A file, or a folder for it; by default ./NAME."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A file, or a folder for it; a folder for several. By default ./NAME.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")] = False,
     wait: Annotated[
@@ -106,24 +128,34 @@ def get(
         Path | None,
         typer.Option("--metrics-file", metavar="FILE", help="Write metrics there at the end, for node_exporter."),
     ] = None,
+    bwlimit: Bwlimit = None,
     channel: Channel = None,
     hub: Hub = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a stream, verify it and print the path of the file.
+    """Fetch streams, verify them and print the paths of the files.
 
-    What is here already is not fetched again, so the same command resumes after an interruption, and once the file is
-    there it does nothing.
+    What is here already is not fetched again, so the same command resumes after an interruption, and once a file is
+    there it does nothing. Several are fetched at once; one that fails stops none of the others.
     """
     from entrepot.cli.environment import read_environment
     from entrepot.services.node import Node
 
     out = Output(as_json=json, quiet=quiet)
-    settings = read_environment().settings()
-    name = read_name(uri, channel, hub)
+    settings = limited(read_environment().settings(), bwlimit)
+    names = [read_name(one, channel, hub) for one in uris or []]
+    targets = [*(uris or []), *([] if from_file is None else uris_of(from_file, channel, hub))]
+    if not targets:
+        if from_file is not None:
+            raise InvalidInput(f"{_place(from_file)} is empty: it names no stream", hint="One URI on each line.")
+        raise InvalidInput("nothing to fetch was named", hint="Name URIs, or a file that holds them (--from-file).")
     patience = None if wait is None else parse_duration(wait)
     deadline = positive(parse_duration(timeout), "--timeout")
+    many = from_file is not None or len(targets) > 1
+    if dry_run and many:
+        raise InvalidInput("--dry-run looks at one stream at a time", hint="Or: entrepot info URI")
+    uri, name = (targets[0], names[0]) if not many else ("", "")
     if dry_run:
         from entrepot.cli.holdings import show_info
 
@@ -131,6 +163,7 @@ def get(
         return
     if output is not None and str(output) == "-":
         raise InvalidInput("get writes to a file", hint="To write to stdout: entrepot cat URI")
+    called = name if output is None or output.is_dir() else output.name
     began = time.monotonic()
     metrics = None
     if metrics_file is not None:
@@ -138,9 +171,30 @@ def get(
 
         metrics = NodeMetrics()
 
-    async def work() -> Got:
-        meter = shown.meter(name if output is None else output.name, "fetching")
+    several = _Several(out)
+
+    async def work() -> Got | None:
         async with Node(settings, metrics=metrics) as node:
+            if many:
+                meter = shown.meter(f"{len(targets)} files", "fetching")
+
+                def moving(report: Progress) -> None:
+                    meter.rename(report.name or meter.name)
+                    meter.take(report)
+
+                async for target, result in node.get_many(
+                    targets,
+                    output,
+                    force=force,
+                    channel=channel,
+                    hub=hub,
+                    deadline=deadline,
+                    wait=patience,
+                    progress=moving,
+                ):
+                    several.take(str(target), result)
+                return None
+            meter = shown.meter(called, "fetching")
             return await node.get(
                 uri,
                 output,
@@ -162,20 +216,56 @@ def get(
         if metrics is not None and metrics_file is not None:
             metrics.write(metrics_file)
     took = max(time.monotonic() - began, 1e-3)
+    if got is None:
+        several.end(took)
+        return
     out.note(summary(got, took))
-    out.result(
-        {
-            "path": got.path.absolute(),
-            "stream": got.stream,
-            "length": got.length,
-            "how": got.how,
-            "fetched_bytes": got.fetched_bytes,
-            "from_bucket_bytes": got.from_bucket_bytes,
-            "seconds": round(took, 3),
-            "transfer": got.transfer,
-        },
-        str(got.path),
-    )
+    out.result(_document(got) | {"seconds": round(took, 3)}, str(got.path))
+
+
+def _document(got: Got) -> dict[str, object]:
+    return {
+        "path": got.path.absolute(),
+        "stream": got.stream,
+        "length": got.length,
+        "how": got.how,
+        "fetched_bytes": got.fetched_bytes,
+        "from_bucket_bytes": got.from_bucket_bytes,
+        "transfer": got.transfer,
+    }
+
+
+class _Several:
+    """What became of several streams that were to be got."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._failures = Failures(out, "uri")
+        self._got: list[dict[str, object]] = []
+        self._length = self._fetched = self._there = 0
+
+    def take(self, target: str, result: Got | EntrepotError) -> None:
+        """One of them has ended."""
+        if isinstance(result, EntrepotError):
+            self._failures.add(target, result)
+            return
+        self._got.append({"uri": target} | _document(result))
+        self._length += result.length
+        self._fetched += result.fetched_bytes
+        self._there += result.fetched_bytes == 0
+        self._out.lines(str(result.path))
+
+    def end(self, took: float) -> None:
+        """Print the document and one line for all; ``took`` in seconds. Exits with the first error's code."""
+        text = f"{counted(len(self._got), 'file')}, {format_size(self._length)}, in {format_duration(took)}"
+        if self._fetched:
+            text += f", {format_rate(self._fetched / took)}"
+        if self._there:
+            text += f"; {self._there:,} of them {'was' if self._there == 1 else 'were'} here already"
+        if self._failures.count:
+            text += f"; {self._failures.count:,} failed"
+        self._out.note(f"{text}.")
+        self._failures.end({"got": self._got, "seconds": round(took, 3)})
 
 
 def summary(got: Got, took: float) -> str:
@@ -202,6 +292,7 @@ def cat(
     offset: Annotated[str | None, typer.Option("--offset", metavar="SIZE", help="Begin there.")] = None,
     length: Annotated[str | None, typer.Option("--length", metavar="SIZE", help="So many bytes and no more.")] = None,
     timeout: Timeout = TIMEOUT,
+    bwlimit: Bwlimit = None,
     channel: Channel = None,
     hub: Hub = None,
     quiet: Quiet = False,
@@ -215,7 +306,7 @@ def cat(
 
     out = Output(quiet=quiet)
     start, count = read_range(range_, offset, length)
-    settings = read_environment().settings()
+    settings = limited(read_environment().settings(), bwlimit)
     read_name(uri, channel, hub)
     deadline = positive(parse_duration(timeout), "--timeout")
 
@@ -238,6 +329,40 @@ def read_range(span: str | None, offset: str | None, length: str | None) -> tupl
     if offset is not None or length is not None:
         raise InvalidInput("--range goes with neither --offset nor --length", hint="Use one or the other.")
     return parse_span(span)
+
+
+def uris_of(name: str, channel: str | None = None, hub: str | None = None) -> list[str]:
+    """The URIs in a file, one on each line (``-``: in stdin); blank lines and those that begin with # are passed over.
+    Raises ``no-such-file``, ``unreadable``, ``invalid-input`` for a file that is no text, and with the number of its
+    line what one raises that is no target or names another ``channel`` or ``hub``."""
+    from entrepot.adapters.files import translated
+    from entrepot.services.targets import check_target
+
+    try:
+        if name == "-":
+            text = sys.stdin.read()
+        else:
+            with translated(Path(name)):
+                text = Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{name} is no list of URIs", hint="One URI on each line.", path=name) from None
+    found = []
+    for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            check_target(line)
+            read_name(line, channel, hub)
+        except InvalidInput as error:
+            reason = error.message if line[:_SHOWN] in error.message else f"{error.message}: {line[:_SHOWN]!r}"
+            place = f"{_place(name)}, line {number}"
+            raise InvalidInput(f"{place}: {reason}", kind=error.kind, hint=error.hint, line=number) from None
+        found.append(line)
+    return found
+
+
+def _place(name: str) -> str:
+    return "stdin" if name == "-" else name
 
 
 def read_name(text: str, channel: str | None, hub: str | None) -> str:

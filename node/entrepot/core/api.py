@@ -215,6 +215,7 @@ class ChannelView(Answer, frozen=True, kw_only=True):
     binds: dict[str, bool]
     held: int = 0
     held_until: float | None = None
+    codec: Text = "none"
 
 
 class MemberView(Answer, frozen=True, kw_only=True):

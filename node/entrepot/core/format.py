@@ -5,7 +5,7 @@
     offset  bytes  field (numbers are unsigned and big-endian)
          0      8  magic 89 45 4e 54 52 50 54 0a
          8      1  format version, 1
-         9      1  codec, 0 = none
+         9      1  codec, 0 = none, 1 = zstd
         10      1  log2 of the miniblock size in bytes
         11      1  log2 of the miniblocks per object; ff = the whole stream
         12      4  zero
@@ -17,18 +17,20 @@
         96    36n  per miniblock: stored length (4), node of the plain bytes (32)
      then     32p  audit path, bottom up
 
-For one stream, lock and number exactly one header is valid, so decoding is comparison with the expected
-one wherever the expected is known. ``docs/format.md`` says the same for other implementations.
+For one stream, lock and number exactly one header is valid with codec none; with zstd the stored lengths are free
+between one byte and the plain length, which means that the miniblock is stored plain. ``docs/format.md`` says the same
+for other implementations.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Buffer
+from collections.abc import Buffer, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
+from entrepot.core.codec import CODECS, unpack
 from entrepot.core.errors import Corrupt, InvalidInput
 from entrepot.core.geometry import FIXED_HEADER_LENGTH, HEADER_ENTRY_LENGTH, Geometry
 from entrepot.core.identifiers import Opening, StreamId
@@ -39,7 +41,6 @@ MAGIC: Final = b"\x89ENTRPT\n"
 VERSION: Final = 1
 WHOLE_STREAM: Final = 0xFF
 
-_CODEC_NUMBERS: Final = {"none": 0}
 _FIXED: Final = struct.Struct(">8sBBBB4x32sQ32sII")
 _LEAD: Final = struct.Struct(">8sBBBB4s32s")
 _ENTRY: Final = struct.Struct(">I32s")
@@ -101,13 +102,14 @@ def encode_header(
     nodes_of_stream: Buffer,
     *,
     paths: AuditPaths | None = None,
+    stored_lengths: Sequence[int] | None = None,
 ) -> bytes:
-    """The one header of object ``number``.
+    """The header of object ``number`` with its miniblocks stored in so many bytes each (None: plain).
 
     ``nodes_of_stream`` are all miniblock nodes as :class:`~entrepot.core.merkle.StreamHasher` gives them. To
     make many objects of one stream, build ``paths`` once from them. Raises :class:`InvalidInput` for a number
-    the stream does not have or a kind without objects (``unsupported``), and :class:`Corrupt` if the opening
-    is not the stream's or the nodes do not lead to its root.
+    the stream does not have, stored lengths that the codec cannot give, or a kind without objects
+    (``unsupported``), and :class:`Corrupt` if the opening is not the stream's or the nodes do not lead to its root.
     """
     _check_kind(stream)
     if not opening.proves(stream):
@@ -123,8 +125,20 @@ def encode_header(
     nodes = tuple(bytes(raw[i * NODE_LENGTH : (i + 1) * NODE_LENGTH]) for i in indices)
     object_proves(opening.root, geometry, number, nodes, path)
     parts = [_fixed(stream, opening, lock, number, len(indices))]
-    parts += [_ENTRY.pack(geometry.miniblock_span(i)[1], node) for i, node in zip(indices, nodes, strict=True)]
+    parts += [
+        _ENTRY.pack(stored, node)
+        for stored, node in zip(_checked_lengths(geometry, number, stored_lengths), nodes, strict=True)
+    ]
     return b"".join((*parts, *path))
+
+
+def with_stored_lengths(header: Header, stored_lengths: Sequence[int] | None) -> bytes:
+    """The header of the same object with its miniblocks stored in other lengths (None: plain): for who has it from
+    another holder, whose compression need not be ours. Raises :class:`InvalidInput` as :func:`encode_header`."""
+    lengths = _checked_lengths(header.geometry, header.number, stored_lengths)
+    fixed = _fixed(header.stream, header.opening, header.geometry.lock, header.number, len(lengths))
+    entries = [_ENTRY.pack(stored, node) for stored, node in zip(lengths, header.nodes, strict=True)]
+    return b"".join((fixed, *entries, *header.path))
 
 
 def decode_opening(data: Buffer, *, stream: StreamId, lock: SchemaLock, number: int) -> Opening:
@@ -142,7 +156,7 @@ def decode_opening(data: Buffer, *, stream: StreamId, lock: SchemaLock, number: 
         raise _corrupt("not an entrepot object", stream, number)
     if version != VERSION:
         raise _corrupt(f"object format version {version} is not the lock's", stream, number)
-    if codec != _CODEC_NUMBERS[lock.codec]:
+    if codec != CODECS[lock.codec]:
         raise _corrupt(f"codec {codec} is not the lock's", stream, number)
     if (miniblock, per_object) != _sizes(lock):
         raise _corrupt("the sizes of miniblock and object are not the lock's", stream, number)
@@ -171,7 +185,7 @@ def decode_header(
     """The header in ``data``, which holds exactly its bytes: every bit of it checked.
 
     If ``opening`` is given it must be the header's. Raises :class:`Corrupt` (``corrupt-object``) for anything
-    but the one valid header of this stream, lock and number.
+    but a valid header of this stream, lock and number.
     """
     raw = bytes(data)
     found = decode_opening(raw[:FIXED_HEADER_LENGTH], stream=stream, lock=lock, number=number)
@@ -188,7 +202,7 @@ def decode_header(
     for stored, node in _ENTRY.iter_unpack(raw[FIXED_HEADER_LENGTH:table_end]):
         lengths.append(stored)
         nodes.append(node)
-    if any(stored != geometry.miniblock_span(i)[1] for i, stored in zip(indices, lengths, strict=True)):
+    if not _fitting(geometry, indices, lengths):
         raise _corrupt("a stored length is not the miniblock's", stream, number)
     path = tuple(raw[at : at + NODE_LENGTH] for at in range(table_end, expected, NODE_LENGTH))
     try:
@@ -211,21 +225,39 @@ def decode_header(
 
 
 def verify_miniblock(header: Header, index: int, data: Buffer) -> None:
-    """Checks the stored bytes of the object's ``index``-th miniblock against its node.
+    """Checks the plain bytes of the object's ``index``-th miniblock against its node.
 
     Raises :class:`Corrupt` (``corrupt-object``) if a single bit differs, :class:`InvalidInput` if the object
     has no such miniblock. Pure: separate miniblocks may be verified in separate threads.
     """
     _check_index(header, index)
-    view = memoryview(data).cast("B")
+    view, length = memoryview(data).cast("B"), header.plain_span(index)[1]
+    if len(view) != length:
+        raise _corrupt(f"miniblock {index} has {len(view)} bytes instead of {length}", header.stream, header.number)
+    if node_of(view, header.geometry.miniblock_level) != header.nodes[index]:
+        raise _corrupt(f"the bytes of miniblock {index} are not the stream's", header.stream, header.number)
+
+
+def unpack_miniblock(header: Header, index: int, stored: Buffer) -> memoryview | bytes:
+    """The plain bytes of the object's ``index``-th miniblock, of the length they must have but not verified yet, out
+    of its stored ones: those themselves where it is stored plain.
+
+    Raises :class:`Corrupt` (``corrupt-object``), :class:`InvalidInput` if the object has no such miniblock.
+    """
+    _check_index(header, index)
+    length, view = header.plain_span(index)[1], memoryview(stored).cast("B")
     if len(view) != header.stored_lengths[index]:
         raise _corrupt(
-            f"miniblock {index} has {len(view)} bytes instead of {header.stored_lengths[index]}",
+            f"miniblock {index} is stored in {len(view)} bytes instead of {header.stored_lengths[index]}",
             header.stream,
             header.number,
         )
-    if node_of(view, header.geometry.miniblock_level) != header.nodes[index]:
-        raise _corrupt(f"the bytes of miniblock {index} are not the stream's", header.stream, header.number)
+    if len(view) == length:
+        return view
+    try:
+        return unpack(view, length)
+    except Corrupt as error:
+        raise _corrupt(f"miniblock {index}: {error.message}", header.stream, header.number) from None
 
 
 def verify_object(
@@ -233,19 +265,39 @@ def verify_object(
 ) -> Header:
     """Checks a whole object of exactly its length: the header, then every miniblock.
 
-    The plain bytes are then ``data[header.length:]``. Raises :class:`Corrupt` (``corrupt-object``).
+    With codec ``none`` the plain bytes are then ``data[header.length:]``. Raises :class:`Corrupt`
+    (``corrupt-object``).
     """
     view = memoryview(data).cast("B")
     found = decode_opening(view[:FIXED_HEADER_LENGTH], stream=stream, lock=lock, number=number)
-    expected = Geometry(found.length, lock).object_length(number)
-    if len(view) != expected:
-        raise _corrupt(f"the object has {len(view)} bytes instead of {expected}", stream, number)
+    possible = Geometry(found.length, lock).object_lengths(number)
+    if len(view) not in possible:
+        raise _corrupt(f"the object has {len(view)} bytes instead of {possible[-1]}", stream, number)
     head = view[: header_length(found.length, number, lock)]
     header = decode_header(head, stream=stream, lock=lock, number=number, opening=opening)
+    if len(view) != header.object_length:
+        raise _corrupt(f"the object has {len(view)} bytes instead of {header.object_length}", stream, number)
     for index in range(len(header.nodes)):
         offset, stored = header.miniblock_span(index)
-        verify_miniblock(header, index, view[offset : offset + stored])
+        verify_miniblock(header, index, unpack_miniblock(header, index, view[offset : offset + stored]))
     return header
+
+
+def _fitting(geometry: Geometry, indices: range, lengths: Sequence[int]) -> bool:
+    """Whether these miniblocks can be stored in so many bytes each."""
+    plain = [geometry.miniblock_span(index)[1] for index in indices]
+    if geometry.lock.codec == "none":
+        return plain == list(lengths)
+    return len(plain) == len(lengths) and all(0 < stored <= most for stored, most in zip(lengths, plain, strict=True))
+
+
+def _checked_lengths(geometry: Geometry, number: int, lengths: Sequence[int] | None) -> Sequence[int]:
+    indices = geometry.miniblocks_of(number)
+    if lengths is None:
+        return [geometry.miniblock_span(index)[1] for index in indices]
+    if not _fitting(geometry, indices, lengths):
+        raise InvalidInput("the codec does not store these miniblocks in so many bytes")
+    return lengths
 
 
 def _sizes(lock: SchemaLock) -> tuple[int, int]:
@@ -255,7 +307,7 @@ def _sizes(lock: SchemaLock) -> tuple[int, int]:
 
 def _fixed(stream: StreamId, opening: Opening, lock: SchemaLock, number: int, count: int) -> bytes:
     miniblock, per_object = _sizes(lock)
-    codec = _CODEC_NUMBERS[lock.codec]
+    codec = CODECS[lock.codec]
     return _FIXED.pack(
         MAGIC, VERSION, codec, miniblock, per_object, stream.raw, opening.length, opening.root, number, count
     )

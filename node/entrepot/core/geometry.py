@@ -120,8 +120,16 @@ class Geometry:
         )
 
     def object_length(self, number: int) -> int:
-        """Bytes of object ``number`` in the bucket, exactly (codec ``none``)."""
+        """Bytes of object ``number`` in the bucket: exactly with codec ``none``, at most with any other."""
         return self.header_length(number) + self.object_span(number)[1]
+
+    def object_lengths(self, number: int) -> range:
+        """How many bytes object ``number`` can have in the bucket: one length with codec ``none``; with any other at
+        least one byte for each miniblock, at most all plain bytes."""
+        most = self.object_length(number)
+        if self.lock.codec == "none":
+            return range(most, most + 1)
+        return range(self.header_length(number) + len(self.miniblocks_of(number)), most + 1)
 
     def _units(self, offset: int, length: int, size: int) -> range:
         if offset < 0 or length < 0 or offset + length > self.length:

@@ -10,6 +10,7 @@ from typing import Final, Self
 import msgspec
 import rfc8785
 
+from entrepot.core.codec import CODECS
 from entrepot.core.errors import InvalidInput
 from entrepot.core.merkle import LEAF
 
@@ -19,7 +20,6 @@ MIN_MINIBLOCK: Final = LEAF
 MAX_MINIBLOCK: Final = 64 << 20
 #: No object holds more miniblocks: bounds a header at 37 MiB and a few nodes.
 MAX_MINIBLOCKS_PER_OBJECT: Final = 1 << 20
-CODECS: Final = ("none",)
 FORMATS: Final = (1,)
 
 _CHANNEL: Final = re.compile(r"[a-z0-9]{1,32}")
@@ -52,7 +52,9 @@ class SchemaLock:
         if type(self.format) is not int or self.format not in FORMATS:
             raise _invalid(f"object format {self.format!r} is not known", hint="A newer entrepot may know it")
         if type(self.codec) is not str or self.codec not in CODECS:
-            raise _invalid(f"codec {self.codec!r} is not known", hint="A newer entrepot may know it")
+            raise _invalid(
+                f"codec {self.codec!r} is not known", hint=f"It is {' or '.join(CODECS)}; a newer entrepot may know it"
+            )
         if (
             type(self.miniblock) is not int
             or not MIN_MINIBLOCK <= self.miniblock <= MAX_MINIBLOCK

@@ -1,8 +1,8 @@
 """The messages of the exchange: msgpack maps, versioned, bounded, strict.
 
-Encoding is canonical (keys sorted, shortest forms, by ``msgpack``), so equal messages are equal bytes. Decoding is
-typed and strict (by ``msgspec``): an unknown field, a wrong type, a value out of bounds, trailing bytes or more than
-:data:`MAX_MESSAGE` bytes raise InvalidInput. All durations are whole milliseconds; clocks are never compared.
+Encoding is canonical (keys sorted, shortest forms), so equal messages are equal bytes. Decoding is typed and strict:
+an unknown field, a wrong type, a value out of bounds, trailing bytes or more than :data:`MAX_MESSAGE` bytes raise
+InvalidInput. All durations are whole milliseconds; clocks are never compared.
 
 The verb and the sender stand in the subject (:mod:`entrepot.core.subjects`); ``docs/protocol.md`` describes each.
 """
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Literal
 
-import msgpack
 import msgspec
 
 from entrepot.core.errors import EntrepotError, InvalidInput, from_wire, to_wire
@@ -28,6 +27,8 @@ MAX_OBJECTS = 64
 MAX_HEADER = 32768
 #: Streams in one ``added`` message.
 MAX_STREAMS = 256
+#: Messages in one :class:`Many`.
+MAX_PARTS = 256
 
 Lock = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 Stream = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -162,7 +163,7 @@ class Offer(Message, frozen=True, kw_only=True):
 
 class Grant(Message, frozen=True, kw_only=True):
     """Upload this object: accept within ``lease``, naming its ``digest`` of this kind. ``transfer``: the get that it is
-    for first of all."""
+    for first of all. ``stop``: not any more, another holder does; nothing is to be said about it."""
 
     lock: Lock
     stream: Stream
@@ -172,17 +173,19 @@ class Grant(Message, frozen=True, kw_only=True):
     lease: Millis
     digest: DigestKind = "sha256"
     transfer: TransferId | msgspec.UnsetType = msgspec.UNSET
+    stop: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accept(Message, frozen=True, kw_only=True):
     """I will. The object's header (empty when longer than :data:`MAX_HEADER`) and the digest of the whole object, of
-    the kind that the grant asked for."""
+    the kind that the grant asked for. ``length``: bytes of the object, where neither the lock nor a header says it."""
 
     lock: Lock
     grant: GrantId
     session: SessionId
     header: Annotated[bytes, msgspec.Meta(max_length=MAX_HEADER)]
     digest: Digest
+    length: Length | msgspec.UnsetType = msgspec.UNSET
 
 
 class AcceptReply(Message, frozen=True, kw_only=True):
@@ -282,6 +285,34 @@ class Ack(Message, frozen=True, kw_only=True):
     error: Reason | None = None
 
 
+class Said(Part, frozen=True, kw_only=True):
+    """One message of a :class:`Many`: its verb and its bytes."""
+
+    verb: Annotated[str, msgspec.Meta(pattern="^[a-z]{1,16}$")]
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE)]
+
+
+class Many(Message, frozen=True, kw_only=True):
+    """Several messages of one channel at once, each as if it had come alone. None of them is a Many."""
+
+    parts: Annotated[tuple[Said, ...], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
+
+
+class ManyReply(Message, frozen=True, kw_only=True):
+    """The answers to a :class:`Many`, in its order. None: there is none (yet), or there was no room for it."""
+
+    answers: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE)] | None, ...], msgspec.Meta(max_length=MAX_PARTS)
+    ] = ()
+    error: Reason | None = None
+
+
+#: Bytes of a message that are not the parts of a Many or the answers of a ManyReply, at most; and of each of those,
+#: beside its payload.
+ENVELOPE = 64
+PART_ENVELOPE = 48
+
+
 class _Version(msgspec.Struct):
     v: int
 
@@ -291,20 +322,14 @@ def _decoder(kind: type[Message]) -> msgspec.msgpack.Decoder[Message]:
     return msgspec.msgpack.Decoder(kind, strict=True)
 
 
+#: Every field and key in the order of its name, everything in its shortest form: what ``msgpack`` makes of sorted maps.
+_encoder = msgspec.msgpack.Encoder(order="sorted")
 _version: Callable[[bytes], _Version] = msgspec.msgpack.Decoder(_Version).decode
-
-
-def _sorted(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, (list, tuple)):
-        return [_sorted(item) for item in value]
-    return value
 
 
 def encode(message: Message) -> bytes:
     """The message's canonical bytes. Raises InvalidInput (invalid-message) if longer than :data:`MAX_MESSAGE`."""
-    data: bytes = msgpack.packb(_sorted(msgspec.to_builtins(message, builtin_types=(bytes,))), use_bin_type=True)
+    data = _encoder.encode(message)
     if len(data) > MAX_MESSAGE:
         raise InvalidInput(
             f"a {type(message).__name__} of {len(data)} bytes is longer than a message may be",

@@ -2,7 +2,7 @@
 
 ==========================================  =================================================================
 ``hub.<ch>.<verb>.<U>``                     node to hub; the server enforces that ``<U>`` is the sender
-``hub.<ch>.offer.<hub instance>.<U>``       an offer, to the hub instance that asked
+``hub.<ch>.offer.<hub instance>.<U>``       an offer, to the hub instance that asked; several: ``offers``
 ``c.<ch>.seek``, ``n.<U>.seek``             hub to the holders in a channel, or to one of them
 ``c.<ch>.state.<stream>``                   hub to the readers of one stream
 ``n.<U>.<S>.grant``                         hub to one session of one node
@@ -17,17 +17,26 @@ no wildcard, dot or blank ever gets from a value into a subject.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from entrepot.core.errors import InvalidInput
 from entrepot.core.nkeys import KeyKind, decode_public
 
 #: Verbs of a member who may request or read: template tag ``r:<channel>``.
-READER_VERBS: Final = ("want", "cancel", "got", "missing", "bad")
+READER_VERBS: Final = ("want", "cancel", "got", "missing", "bad", "asks")
 #: Verbs of a member who may provide: template tag ``w:<channel>``; ``offer`` has one token more.
-PROVIDER_VERBS: Final = ("accept", "progress", "done", "added", "open")
+PROVIDER_VERBS: Final = ("accept", "progress", "done", "added", "open", "brings")
 OFFER: Final = "offer"
+OFFERS: Final = "offers"
+#: What a message of several may hold, by its verb: only what its sender could say one by one.
+BATCHES: Final[Mapping[str, tuple[str, ...]]] = {
+    "asks": READER_VERBS[:-1],
+    "brings": PROVIDER_VERBS[:-1],
+    OFFERS: (OFFER,),
+}
 #: What the hub subscribes to, in its queue group, for one verb of all channels and nodes.
 HUB_VERBS: Final = READER_VERBS + PROVIDER_VERBS
 
@@ -48,6 +57,7 @@ def check_session(session: str) -> str:
     return _check(_SESSION, session, "session id")
 
 
+@lru_cache(4096)
 def check_node(node: str) -> str:
     """The node's public key text if it is one (``U…`` with a correct checksum)."""
     decode_public(node, KeyKind.USER)
@@ -56,7 +66,7 @@ def check_node(node: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HubSubject:
-    """A parsed ``hub.…`` subject. ``instance`` is set for offers only."""
+    """A parsed ``hub.…`` subject. ``instance`` is set for ``offer`` and ``offers`` only."""
 
     channel: str
     verb: str
@@ -85,6 +95,11 @@ def hub_offer(channel: str, instance: str, node: str) -> str:
     return f"hub.{check_channel(channel)}.{OFFER}.{check_session(instance)}.{check_node(node)}"
 
 
+def hub_offers(channel: str, instance: str, node: str) -> str:
+    """``hub.<ch>.offers.<instance>.<U>``: several offers at once."""
+    return f"hub.{check_channel(channel)}.{OFFERS}.{check_session(instance)}.{check_node(node)}"
+
+
 def hub_pattern(verb: str) -> str:
     """What a hub subscribes to for one verb but the offer: ``hub.*.<verb>.*``."""
     if verb not in HUB_VERBS:
@@ -97,12 +112,17 @@ def hub_offer_pattern(instance: str) -> str:
     return f"hub.*.{OFFER}.{check_session(instance)}.*"
 
 
+def hub_offers_pattern(instance: str) -> str:
+    """The same for several offers at once: ``hub.*.offers.<instance>.*``."""
+    return f"hub.*.{OFFERS}.{check_session(instance)}.*"
+
+
 def parse_hub(subject: str) -> HubSubject:
     """Channel, verb, sender and (offers) hub instance of a subject that a node published to."""
     match subject.split("."):
         case ["hub", channel, verb, node] if verb in HUB_VERBS:
             return HubSubject(check_channel(channel), verb, check_node(node))
-        case ["hub", channel, verb, instance, node] if verb == OFFER:
+        case ["hub", channel, verb, instance, node] if verb in {OFFER, OFFERS}:
             return HubSubject(check_channel(channel), verb, check_node(node), check_session(instance))
         case _:
             raise _unknown(subject)
@@ -121,6 +141,11 @@ def node_seek(node: str) -> str:
 def state(channel: str, stream: str) -> str:
     """``c.<ch>.state.<stream>`` for a stream id's 64 hex digits: heard by readers only."""
     return f"c.{check_channel(channel)}.state.{_check(_STREAM, stream, 'stream id')}"
+
+
+def states(channel: str) -> str:
+    """``c.<ch>.state.*``: the states of all streams of a channel, for whoever reads many of them."""
+    return f"c.{check_channel(channel)}.state.*"
 
 
 def parse_channel_seek(subject: str) -> str:

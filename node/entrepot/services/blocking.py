@@ -13,13 +13,14 @@ import asyncio
 import concurrent.futures
 import io
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
 from entrepot.adapters.store import Entry, Verification
-from entrepot.core.errors import InvalidInput
+from entrepot.core.errors import EntrepotError, InvalidInput
 from entrepot.services.estimate import Info
+from entrepot.services.gathering import AT_ONCE
 from entrepot.services.inquiry import Story
 from entrepot.services.node import Added, Got, Identity, Joined, Node, Status
 from entrepot.services.progress import OnProgress
@@ -131,6 +132,23 @@ class Blocking:
         """See :meth:`Node.add`. ``progress`` is called in the node's thread."""
         return self.wait(self.node.add(path, channel=channel, hub=hub, copy=copy, progress=progress))
 
+    def add_many(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        channel: str | None = None,
+        hub: str | None = None,
+        copy: bool = False,
+        progress: OnProgress | None = None,
+    ) -> Iterator[tuple[Path, Added | EntrepotError]]:
+        """See :meth:`Node.add_many`. ``progress`` is called in the node's thread."""
+        results = self.node.add_many(paths, channel=channel, hub=hub, copy=copy, progress=progress)
+        try:
+            while (result := self.wait(_next(results))) is not None:
+                yield result
+        finally:
+            self.wait(_close(results))
+
     def get(
         self,
         target: Target,
@@ -156,6 +174,37 @@ class Blocking:
                 progress=progress,
             )
         )
+
+    def get_many(
+        self,
+        targets: Iterable[Target],
+        folder: Path | str | None = None,
+        *,
+        force: bool = False,
+        channel: str | None = None,
+        hub: str | None = None,
+        deadline: float | None = None,
+        wait: float | None = None,
+        at_once: int = AT_ONCE,
+        progress: OnProgress | None = None,
+    ) -> Iterator[tuple[Target, Got | EntrepotError]]:
+        """See :meth:`Node.get_many`. ``progress`` is called in the node's thread."""
+        results = self.node.get_many(
+            targets,
+            folder,
+            force=force,
+            channel=channel,
+            hub=hub,
+            deadline=deadline,
+            wait=wait,
+            at_once=at_once,
+            progress=progress,
+        )
+        try:
+            while (result := self.wait(_next(results))) is not None:
+                yield result
+        finally:
+            self.wait(_close(results))
 
     def open(
         self, target: Target, *, channel: str | None = None, hub: str | None = None, deadline: float | None = None
@@ -281,9 +330,9 @@ async def _opened(settings: NodeSettings | None) -> Node:
     return await Node(settings).__aenter__()
 
 
-async def _next(pieces: AsyncGenerator[bytes]) -> bytes | None:
+async def _next[T](pieces: AsyncGenerator[T]) -> T | None:
     return await anext(pieces, None)
 
 
-async def _close(pieces: AsyncGenerator[bytes]) -> None:
+async def _close[T](pieces: AsyncGenerator[T]) -> None:
     await pieces.aclose()

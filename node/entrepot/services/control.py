@@ -86,7 +86,8 @@ class HubView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The running daemon. ``instance`` is new at every start; ``started`` in unix seconds; sizes in bytes."""
+    """The running daemon. ``instance`` is new at every start; ``started`` in unix seconds; sizes in bytes.
+    ``bwlimit``: its limit of bandwidth, as ``--bwlimit`` takes it."""
 
     pid: int
     instance: str
@@ -97,6 +98,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     stored_bytes: int
     linked_bytes: int
+    bwlimit: str = "off"
 
 
 def fault_of(error: EntrepotError | None) -> Fault | None:

@@ -260,6 +260,7 @@ class Daemon:
             streams=size.streams,
             stored_bytes=size.stored,
             linked_bytes=size.linked,
+            bwlimit=str(self._settings.bandwidth),
         )
 
     async def _seen(self) -> Seen:

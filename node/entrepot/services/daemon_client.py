@@ -21,6 +21,8 @@ from entrepot.core.identifiers import StreamId
 from entrepot.services.control import MAX_BODY, MAX_STREAMS, AddedRequest, DaemonStatus, Done
 from entrepot.services.settings import NodeSettings
 
+#: Streams told at once: a hub has them recorded well within the time that an answer may take.
+_AT_ONCE: Final = min(MAX_STREAMS, 1024)
 #: Settings reach the detached process as the environment variables that its command line reads.
 _START: Final = (
     "import os, sys\n"
@@ -56,8 +58,8 @@ class DaemonClient:
     async def added(self, streams: Iterable[StreamId]) -> int:
         """These streams are held now; returns how many hubs and channels were told."""
         told, names = 0, [stream.hex for stream in streams]
-        for at in range(0, len(names), MAX_STREAMS):
-            request = AddedRequest(streams=tuple(names[at : at + MAX_STREAMS]))
+        for at in range(0, len(names), _AT_ONCE):
+            request = AddedRequest(streams=tuple(names[at : at + _AT_ONCE]))
             told += (await self._call("POST", "/v1/added", request, Done)).told
         return told
 
@@ -67,17 +69,26 @@ class DaemonClient:
 
     async def poke(self, streams: Iterable[StreamId] = ()) -> bool:
         """Tell it of new streams and hubs, whatever comes of it; returns whether one runs."""
+        held = list(streams)
+        if held:
+            return (await self.tell(held))[0]
         try:
-            held = list(streams)
-            if held:
-                await self.added(held)
-            else:
-                await self.joined()
+            await self.joined()
         except NotFound:
             return False
         except EntrepotError:
-            return True  # it runs; what it was not told it asks its hubs for
+            return True
         return True
+
+    async def tell(self, streams: Iterable[StreamId]) -> tuple[bool, bool]:
+        """Tell it of new streams, whatever comes of it; returns whether one runs, and whether a hub heard of them."""
+        held = list(streams)
+        try:
+            return True, await self.added(held) >= len(held)
+        except NotFound:
+            return False, False
+        except EntrepotError:
+            return True, False  # it runs; what it was not told it asks its hubs for
 
     async def stop(self) -> None:
         """Have it withdraw and end; returns when it has ended."""

@@ -70,15 +70,20 @@ class Info:
     hub_reason: str | None = None
 
 
-def estimate(geometry: Geometry, missing: int, bucket_bytes: int, assumptions: Assumptions | None = None) -> Estimate:
-    """For ``missing`` plain bytes of a stream of which ``bucket_bytes`` lie in the bucket already.
+def ready_bytes(geometry: Geometry, objects: int) -> int:
+    """The plain bytes that so many objects of a stream hold: what they take in the bucket may be less, by the codec."""
+    return min(objects * geometry.miniblocks_per_object * geometry.lock.miniblock, geometry.length)
+
+
+def estimate(geometry: Geometry, missing: int, ready: int, assumptions: Assumptions | None = None) -> Estimate:
+    """For ``missing`` plain bytes of a stream of which ``ready`` plain ones lie in the bucket already.
 
     A transfer is pipelined: it takes about as long as the slower of its two halves.
     """
     given = assumptions or Assumptions()
     if missing == 0:
         return Estimate(0, 0, 0.0, 0.0)
-    upload = min(missing, max(geometry.length - bucket_bytes, 0))
+    upload = min(missing, max(geometry.length - ready, 0))
     size = max(geometry.miniblocks_per_object * geometry.lock.miniblock, 1)
     puts, gets = -(-upload // size), -(-missing // size)
     first = given.first_byte if upload else 0.0

@@ -26,6 +26,7 @@ from entrepot.core.exchange.requester import (
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.messages import Got, ObjectState, Signed, State, Want, WantReply
 from entrepot.core.ranges import Pair, of_numbers
+from entrepot.services.downloads import Downloads
 from entrepot.services.driver import Driver
 from entrepot.services.hubs import JoinedChannel
 from entrepot.services.progress import Meter, OnProgress
@@ -41,9 +42,9 @@ _TELL_EVERY = 0.1  # seconds between two reports of verified bytes to the machin
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a get brought. ``fetched_bytes`` came through the bucket now, ``from_bucket_bytes`` of them lay there
-    already when they were asked for. ``complete``: the whole stream is held now. ``transfer``: see
-    :attr:`Getter.transfer`."""
+    """What a get brought. ``fetched_bytes`` of the stream came through the bucket now, ``from_bucket_bytes`` of them
+    lay there already when they were asked for: plain bytes, whatever the codec made of them. ``complete``: the whole
+    stream is held now. ``transfer``: see :attr:`Getter.transfer`."""
 
     opening: Opening
     fetched_bytes: int
@@ -58,8 +59,8 @@ class Getter:
 
     ``spans``: only the miniblocks that hold these bytes (none: only the opening is learned); None: the whole stream.
     ``fetch``: an open fetch of the stream to go on with, which stays open; without one the getter has its own.
-    ``keep``: the want outlives this process until its deadline. ``on_object`` is told each object that is here,
-    ``on_url`` each signed URL.
+    ``keep``: the want outlives this process until its deadline. ``whole``: nothing of the stream is in the store.
+    ``on_object`` is told each object that is here, ``on_url`` each signed URL.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Getter:
         name: str = "",
         in_order: bool = False,
         keep: bool = False,
+        whole: bool = False,
         deadline: float | None = None,
         progress: OnProgress | None = None,
         on_object: Callable[[int], None] | None = None,
@@ -101,17 +103,20 @@ class Getter:
             stream,
             channel.lock.id,
             session.id,
-            settings.exchange,
+            settings.pace,
             opening=opening if fetch is None else fetch.opening,
             in_order=in_order,
             keep=keep,
+            whole=whole and spans is None,
             deadline=self._deadline,
             transfer=secrets.token_bytes(8),
         )
+        self._bucket = Downloads(transfers, self._machine.concurrency, lambda: _Moving(self, self._loop))
         self._downloads: dict[int, asyncio.Task[None]] = {}
         self._got: set[int] = set()  # objects that came and were told so
         self._awaited: set[int] = set()  # objects that were seen not to be in the bucket
         self._fetched_bytes = self._from_bucket_bytes = self._objects = 0
+        self._before = 0 if fetch is None else fetch.verified_bytes  # here before anything came
 
     @property
     def transfer(self) -> str:
@@ -125,7 +130,7 @@ class Getter:
         ``over-quota``, ``deadline``, ``disk-full`` … What was verified stays and need not be fetched again.
         """
         _log.debug("asked", extra=self._told())
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._end: asyncio.Future[EntrepotError | None] = loop.create_future()
         self._meter = Meter("get", self._progress, loop)
         self._driver: Driver[Effect] = Driver(self._machine, self._perform, loop.time)
@@ -252,6 +257,7 @@ class Getter:
             if self._fetch is None:
                 channel = self._channel
                 self._fetch = await self._store.begin(self._stream, opening, channel.lock, channel.scope, self._name)
+                self._before = self._fetch.verified_bytes
         except EntrepotError as error:
             self._abort(error)
             return
@@ -285,14 +291,9 @@ class Getter:
         fetch = self._fetch
         assert fetch is not None
         request = SignedRequest(get.method, get.url, get.headers, agent(self.transfer))
-        moving = _Moving(self, asyncio.get_running_loop())
         try:
-            moved = await self._transfers.get_object(
-                request,
-                fetch,
-                number,
-                progress=moving,
-                miniblocks=None if self._spans is None else self._wanted(fetch, number),
+            moved = await self._bucket.bring(
+                request, fetch, number, None if self._spans is None else self._wanted(fetch, number)
             )
         except EntrepotError as error:
             self._downloads.pop(number, None)
@@ -334,7 +335,10 @@ class Getter:
         note = None if reason is None else reason.message
         fetch = self._fetch
         self._meter.count(
-            0 if fetch is None else fetch.verified_bytes, 0 if fetch is None else fetch.opening.length, note
+            0 if fetch is None else fetch.verified_bytes,
+            0 if fetch is None else fetch.opening.length,
+            note,
+            here=self._before,
         )
 
 
@@ -345,7 +349,7 @@ class _Moving:
         self._getter = getter
         self._loop = loop
         self._told = 0
-        self._told_at = loop.time() - _TELL_EVERY
+        self._told_at = loop.time()
 
     def __call__(self, moved: int) -> None:
         now = self._loop.time()

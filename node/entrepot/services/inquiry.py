@@ -12,7 +12,7 @@ from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening
 from entrepot.core.uri import StreamUri, courtesy_name
 from entrepot.services.connections import Connections
-from entrepot.services.estimate import HolderView, Info, estimate
+from entrepot.services.estimate import HolderView, Info, estimate, ready_bytes
 from entrepot.services.hubs import JoinedChannel
 from entrepot.services.targets import Meant
 
@@ -114,6 +114,6 @@ class Inquiry:
             wanted_by=None if told is None else told.wanted_by,
             estimate=None
             if geometry is None or missing is None
-            else estimate(geometry, missing, 0 if told is None else told.bytes),
+            else estimate(geometry, missing, 0 if told is None else ready_bytes(geometry, told.objects)),
             hub_reason=reason,
         )

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Final, Self
 
 from entrepot.adapters.hub_client import HubClient
 from entrepot.adapters.metrics import Metrics
+from entrepot.adapters.store import Added as Stored
 from entrepot.adapters.store import Entry, Size, Store, Verification
 from entrepot.adapters.transfer import Transfers
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
@@ -27,11 +28,13 @@ from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.invite import Invite
 from entrepot.core.uri import StreamUri, courtesy_name
+from entrepot.services.adding import Adding, one_ahead
 from entrepot.services.connections import Connections
 from entrepot.services.control import DaemonStatus
 from entrepot.services.daemon_client import DaemonClient
 from entrepot.services.estimate import Info
 from entrepot.services.fetching import Fetched, Getter
+from entrepot.services.gathering import AT_ONCE, Gathering, Wish, planned
 from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, host_of, with_channels
 from entrepot.services.inquiry import Inquiry, Story
 from entrepot.services.keychain import Keychain
@@ -61,7 +64,8 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A file that is a stream now. ``sha256`` in hexadecimal; ``served``: a daemon runs and was told."""
+    """A file that is a stream now. ``sha256`` in hexadecimal; ``served``: a daemon runs and was told; ``told``: so was
+    its hub."""
 
     uri: StreamUri
     stream: StreamId
@@ -70,14 +74,15 @@ class Added:
     name: str
     unchanged: bool
     served: bool
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Got:
     """A stream that is a file now. ``how`` the output got its bytes: ``moved``, ``reflink``, ``copied``, ``linked``, or
-    ``there``: it was this stream's unchanged file already, and nothing was done. ``fetched_bytes`` came over the
-    network now, ``from_bucket_bytes`` of them lay in the bucket already. ``transfer``: what this get is called in the
-    logs of everybody who took part; None if nobody did."""
+    ``there``: it was this stream's unchanged file already, and nothing was done. ``fetched_bytes`` of the file
+    came now, ``from_bucket_bytes`` of them lay in the bucket already: plain bytes, whatever the codec made of them.
+    ``transfer``: what this get is called in the logs of everybody who took part; None if nobody did."""
 
     path: Path
     stream: StreamId
@@ -214,6 +219,47 @@ class Node:
         only for a channel that is not known here. Raises ``not-joined``, ``ambiguous``, ``no-right``,
         ``hub-unreachable``, and what :meth:`Store.add` raises.
         """
+        found = await self._provided(channel, hub)
+        meter = self._meter("hash", progress)
+        added = await self._store.add(
+            Path(path),
+            channel=found.scope,
+            lock=found.lock,
+            copy=copy,
+            progress=None if progress is None else meter.count,
+        )
+        meter.close()
+        return _added(found, added, *await self.daemon.tell([added.stream]))
+
+    async def add_many(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        channel: str | None = None,
+        hub: str | None = None,
+        copy: bool = False,
+        progress: OnProgress | None = None,
+    ) -> AsyncGenerator[tuple[Path, Added | EntrepotError]]:
+        """As :meth:`add` for many files, small ones together: each path with what it came to, in their order.
+
+        What is wrong with one file stands in its place; what is wrong with the channel is raised. ``progress`` counts
+        the bytes of all files. A running daemon is told of many files in one message.
+        """
+        found = await self._provided(channel, hub)
+        meter = self._meter("hash", progress)
+        adding = Adding(
+            self._store, [Path(path) for path in paths], found, copy=copy, meter=meter if progress else None
+        )
+        async with contextlib.aclosing(adding.batches()) as batches, contextlib.aclosing(one_ahead(batches)) as ahead:
+            async for batch in ahead:
+                held = [one.stream for _, one in batch if not isinstance(one, EntrepotError)]
+                served, told = await self.daemon.tell(held) if held else (False, False)
+                for path, one in batch:
+                    yield path, one if isinstance(one, EntrepotError) else _added(found, one, served, told)
+        meter.close()
+
+    async def _provided(self, channel: str | None, hub: str | None) -> JoinedChannel:
+        """The channel that is meant, in which this node may provide."""
         found = await self._connections.channel(channel, hub)
         if not found.provides:
             with contextlib.suppress(EntrepotError):  # it may have been granted meanwhile
@@ -226,19 +272,7 @@ class Node:
                 hint="Ask the channel's owner for the right to provide.",
                 channel=found.name,
             )
-        meter = self._meter("hash", progress)
-        added = await self._store.add(
-            Path(path),
-            channel=found.scope,
-            lock=found.lock,
-            copy=copy,
-            progress=None if progress is None else meter.count,
-        )
-        meter.close()
-        uri = StreamUri(found.name, found.hub.host, added.stream, courtesy_name(added.name))
-        served = await self.daemon.poke([added.stream])
-        sha256 = None if added.sha256 is None else added.sha256.hex()
-        return Added(uri, added.stream, added.length, sha256, added.name, added.unchanged, served)
+        return found
 
     async def remove(self, target: Target, *, force: bool = False) -> bool:
         """Forget a stream; linked files stay. Raises ``no-such-stream``, and without ``force`` ``in-use`` for a pinned
@@ -288,6 +322,53 @@ class Node:
         """
         meant = await self._meant(target, channel, hub)
         path = await asyncio.to_thread(output_path, output, meant.name or meant.stream.hex)
+        got, new = await self._obtain(meant, path, force, deadline, wait, progress)
+        if new:
+            await self.daemon.poke([meant.stream])
+        return got
+
+    async def get_many(
+        self,
+        targets: Iterable[Target],
+        folder: Path | str | None = None,
+        *,
+        force: bool = False,
+        channel: str | None = None,
+        hub: str | None = None,
+        deadline: float | None = None,
+        wait: float | None = None,
+        at_once: int = AT_ONCE,
+        progress: OnProgress | None = None,
+    ) -> AsyncGenerator[tuple[Target, Got | EntrepotError]]:
+        """As :meth:`get` for many streams, ``at_once`` at a time, into ``folder`` (``.`` if none is given; made if
+        it is not there): each target with what it came to, as they end. What is wrong with one stands in its place.
+
+        Before anything is fetched it raises ``invalid-uri`` for a target that is none, and ``invalid-input`` where two
+        streams would be the same file. A target that is named twice is got once. ``progress`` counts the bytes of all.
+        """
+        meant = [(target, await self._meant(target, channel, hub)) for target in targets]
+        wishes = await asyncio.to_thread(planned, meant, Path(folder or "."))
+        meter = self._meter("get", progress)
+
+        async def get(wish: Wish, path: Path, moving: OnProgress | None) -> Got:
+            return (await self._obtain(wish.meant, path, force, deadline, wait, moving))[0]
+
+        gathering = Gathering(wishes, get, self.daemon.poke, meter=meter if progress else None, at_once=at_once)
+        async with contextlib.aclosing(gathering.results()) as results:
+            async for wish, result in results:
+                yield wish.target, result
+        meter.close()
+
+    async def _obtain(
+        self,
+        meant: Meant,
+        path: Path,
+        force: bool,
+        deadline: float | None,
+        wait: float | None,
+        progress: OnProgress | None,
+    ) -> tuple[Got, bool]:
+        """The stream as this file, and whether anything of it came."""
         there = await asyncio.to_thread(is_taken, path)
         async with self._getting.setdefault(meant.stream, asyncio.Lock()):
             if there and not force:
@@ -296,33 +377,29 @@ class Node:
                     raise taken(path)
                 meter.close()
                 entry = await self._store.entry(meant.stream)
-                return Got(path, meant.stream, entry.opening.length, "there", 0, 0)
-            try:
-                how = await self._store.export(meant.stream, path, force)
-            except NotFound as error:
-                if error.kind != "no-such-stream":
-                    raise
-            except Conflict as error:
-                if error.kind != "changed":
-                    raise
-            else:
+                return Got(path, meant.stream, entry.opening.length, "there", 0, 0), False
+            known = bool(await self._store.scopes(meant.stream))
+            how = await self._export_held(meant, path, force) if known else None
+            if how is not None:
                 entry = await self._store.entry(meant.stream)
-                return Got(path, meant.stream, entry.opening.length, how.value, 0, 0)
-            fetched = await self._fetch(meant, deadline, wait, progress)
-            how = await self._store.export(meant.stream, path, force)
-        await self.daemon.poke([meant.stream])
-        return Got(
-            path,
-            meant.stream,
-            fetched.opening.length,
-            how.value,
-            fetched.fetched_bytes,
-            fetched.from_bucket_bytes,
-            fetched.transfer,
-        )
+                return Got(path, meant.stream, entry.opening.length, how, 0, 0), False
+            fetched = await self._fetch(meant, deadline, wait, progress, whole=not known)
+            how = (await self._store.export(meant.stream, path, force)).value
+        length = fetched.opening.length
+        moved = fetched.fetched_bytes, fetched.from_bucket_bytes
+        return Got(path, meant.stream, length, how, *moved, fetched.transfer), True
+
+    async def _export_held(self, meant: Meant, path: Path, force: bool) -> str | None:
+        """Make the file of what is complete here, and tell how; None if it is not."""
+        try:
+            return (await self._store.export(meant.stream, path, force)).value
+        except (NotFound, Conflict) as error:
+            if error.kind not in {"no-such-stream", "changed"}:
+                raise
+            return None
 
     async def _fetch(
-        self, meant: Meant, deadline: float | None, wait: float | None, progress: OnProgress | None
+        self, meant: Meant, deadline: float | None, wait: float | None, progress: OnProgress | None, *, whole: bool
     ) -> Fetched:
         for again in (True, False):
             session, found = await self._connect(meant)
@@ -335,6 +412,7 @@ class Node:
                 self.settings,
                 name=meant.name or "",
                 keep=wait is not None,
+                whole=whole,
                 deadline=wait if wait is not None else deadline,
                 progress=progress,
             )
@@ -489,6 +567,12 @@ class Node:
 
     async def _meant(self, target: Target, channel: str | None = None, hub: str | None = None) -> Meant:
         return await meant_by(self._store, target, channel, hub)
+
+
+def _added(channel: JoinedChannel, stored: Stored, served: bool, told: bool) -> Added:
+    uri = StreamUri(channel.name, channel.hub.host, stored.stream, courtesy_name(stored.name))
+    sha256 = None if stored.sha256 is None else stored.sha256.hex()
+    return Added(uri, stored.stream, stored.length, sha256, stored.name, stored.unchanged, served, told)
 
 
 def _machine_name() -> str:

@@ -19,6 +19,15 @@ def output_path(output: Path | str | None, name: str) -> Path:
         return path / _named(name) if path.is_dir() else path
 
 
+def output_folder(folder: Path) -> Path:
+    """The folder, made if it is not there. Raises ``invalid-input`` for anything but a folder, ``unreadable``."""
+    with translated(folder):
+        if folder.exists() and not folder.is_dir():
+            raise InvalidInput(f"{folder} is no folder", hint="Name one for the files (--output).", path=str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _named(name: str) -> Path:
     """The name that came with a URI: by whoever made the URI, so never one that programs read unasked (``.bashrc``) or
     take for an option."""

@@ -15,13 +15,18 @@ type OnProgress = Callable[[Progress], None]
 @dataclass(frozen=True, slots=True)
 class Progress:
     """``done`` of ``total`` bytes (0 while the total is not known); ``rate`` in bytes/s over the last seconds;
-    ``note``: what is being waited for, in words."""
+    ``note``: what is being waited for, in words; ``name``: of several files the one that is in hand; ``here``: so many
+    of the bytes done were here before it began, and are no rate; ``share``: how much is done, 0 to 1, where that is
+    known without the total."""
 
     kind: Kind
     done: int
     total: int
     note: str | None = None
     rate: float = 0.0
+    name: str | None = None
+    here: int = 0
+    share: float | None = None
 
 
 class Meter:
@@ -48,13 +53,22 @@ class Meter:
         self._mark = (clock(), 0)
         self._rate = 0.0
         self._marked = False
-        self._last: tuple[int, int, str | None] | None = None
+        self._here = 0
+        self._last: tuple[int, int, str | None, str | None, int, float | None] | None = None
 
-    def count(self, done: int, total: int, note: str | None = None) -> None:
-        """``done`` of ``total`` bytes are through."""
+    def count(
+        self,
+        done: int,
+        total: int,
+        note: str | None = None,
+        name: str | None = None,
+        here: int = 0,
+        share: float | None = None,
+    ) -> None:
+        """``done`` of ``total`` bytes are through, and the rest as in :class:`Progress`."""
         if self._callback is None:
             return
-        self._last = (done, total, note)
+        self._last = (done, total, note, name, here, share)
         now = self._clock()
         if now < self._due:
             return
@@ -68,8 +82,10 @@ class Meter:
 
     def _tell(self, now: float) -> None:
         assert self._last is not None
-        done, total, note = self._last
+        done, total, note, name, here, share = self._last
         since, before = self._mark
+        before, self._here = before + here - self._here, here
+        self._mark = (since, before)
         if not self._marked or done < before:
             # What was here before is no rate, and it is not known before the total is.
             self._marked = total > 0
@@ -78,7 +94,7 @@ class Meter:
             recent = max(done - before, 0) / (now - since)
             self._rate = recent if self._rate == 0.0 else 0.6 * self._rate + 0.4 * recent
             self._mark = (now, done)
-        progress = Progress(self._kind, done, total, note, self._rate)
+        progress = Progress(self._kind, done, total, note, self._rate, name, here, share)
         self._loop.call_soon_threadsafe(self._call, progress)
 
     def _call(self, progress: Progress) -> None:

@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from entrepot.adapters.bus import Subscription
 from entrepot.adapters.metrics import Metrics
-from entrepot.adapters.store import ObjectSource, Store
+from entrepot.adapters.store import Holding, ObjectSource, Store
 from entrepot.adapters.transfer import SignedRequest, Transfers, agent
-from entrepot.core.errors import Conflict, EntrepotError, NotFound, RetryLater
+from entrepot.core.errors import Conflict, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.exchange.provider import (
     Effect,
     Prepare,
@@ -46,7 +46,6 @@ from entrepot.core.messages import (
     reason_of,
     transfer_of,
 )
-from entrepot.core.ranges import holds
 from entrepot.services.driver import Driver
 from entrepot.services.hubs import JoinedChannel
 from entrepot.services.session import Session
@@ -94,6 +93,11 @@ class _Job:
     sent: int = 0
     upload: asyncio.Task[None] | None = None
 
+    def release(self) -> None:
+        """It is not to be sent any more."""
+        if self.source is not None:
+            self.source.release()
+
     @property
     def transfer(self) -> str | None:
         """The get that this serves first of all, if the hub said."""
@@ -139,7 +143,7 @@ class Providing:
         self._store = store
         self._transfers = transfers
         self._settings = settings
-        self._machine = Provider(session.id, settings.exchange)
+        self._machine = Provider(session.id, settings.pace)
         self._jobs: dict[bytes, _Job] = {}
         self._seeks: asyncio.Queue[Seek] = asyncio.Queue(_WAITING)
         self._subscriptions: dict[str, Subscription] = {}
@@ -224,6 +228,9 @@ class Providing:
         if self._leaving:
             self._decline(channel, grant)
             return
+        if grant.stop is True:
+            self._feed(lambda now: self._machine.granted(grant, now))
+            return
         self.counts.grants += 1
         self._metrics.granted()
         job = self._jobs.setdefault(grant.grant, _Job(grant, channel))
@@ -234,22 +241,40 @@ class Providing:
         self._driver.feed(event)
         stages = self._machine.stages
         for grant in [grant for grant in self._jobs if grant not in stages]:
-            del self._jobs[grant]
+            self._jobs.pop(grant).release()
 
     async def _answer_seeks(self) -> None:
         while True:
-            seek = await self._seeks.get()
-            channel = self._session.of_lock(seek.lock)
-            if channel is None or not channel.provides:
-                continue
-            try:
-                holding = await self._store.holds(StreamId(seek.stream), channel.scope, channel.lock)
-            except EntrepotError as error:
-                self.trouble = error
-                continue
-            if holding is not None:
-                found = holding
-                self._feed(lambda now: self._machine.sought(seek, found.opening, found.objects, now))  # noqa: B023
+            waiting = [await self._seeks.get()]
+            while not self._seeks.empty() and len(waiting) < MAX_STREAMS:
+                waiting.append(self._seeks.get_nowait())
+            for lock in {seek.lock for seek in waiting}:
+                await self._offer(lock, [seek for seek in waiting if seek.lock == lock])
+
+    async def _offer(self, lock: bytes, seeks: Sequence[Seek]) -> None:
+        """Offer what is held of what is sought under one lock; it is looked up together."""
+        channel = self._session.of_lock(lock)
+        if channel is None or not channel.provides:
+            return
+        sought: dict[StreamId, list[Seek]] = {}
+        try:
+            for seek in seeks:
+                with contextlib.suppress(InvalidInput):  # a hub may say anything
+                    sought.setdefault(StreamId(seek.stream), []).append(seek)
+            if len(sought) == 1:
+                one = await self._store.holds(next(iter(sought)), channel.scope, channel.lock)
+                held = [] if one is None else [one]
+            else:
+                held = await self._store.held(list(sought), channel.scope, channel.lock)
+        except EntrepotError as error:
+            self.trouble = error
+            return
+        for holding in held:
+            for seek in sought[holding.stream]:
+                self._sought_and_held(seek, holding)
+
+    def _sought_and_held(self, seek: Seek, holding: Holding) -> None:
+        self._feed(lambda now: self._machine.sought(seek, holding.opening, holding.objects, now))
 
     # -- what to do ---------------------------------------------------------------------------------------------
 
@@ -296,16 +321,21 @@ class Providing:
         channel = job.channel
         try:
             stream = StreamId(grant.stream)  # a hub may say anything
-            holding = await self._store.holds(stream, channel.scope, channel.lock)
-            if holding is None or not holds(holding.objects, grant.number):
+            found = await self._store.served(stream, channel.scope, channel.lock, grant.number, grant.digest)
+            if found is None:
                 raise await self._lacking(stream, channel)
-            job.source = source = await self._store.object_source(stream, channel.lock, grant.number, grant.digest)
+            job.source = source = found
         except EntrepotError as error:
             self._fail(error, job)
             reason = error
             self._feed(lambda now: self._machine.unprepared(grant.grant, reason, now))
         else:
-            self._feed(lambda now: self._machine.prepared(grant.grant, source.header, source.digest, now))
+            length = None if channel.lock.codec == "none" else source.size
+            self._feed(
+                lambda now: self._machine.prepared(grant.grant, source.header, source.digest, now, length=length)
+            )
+            if self._jobs.get(grant.grant) is not job:
+                job.release()  # it was given up meanwhile
 
     async def _lacking(self, stream: StreamId, channel: JoinedChannel) -> EntrepotError:
         """Why nothing of the stream is held (any more); it is told to whoever waits for it."""
@@ -353,6 +383,8 @@ class Providing:
         except EntrepotError as failure:
             error = failure
             self._fail(failure, job)
+        finally:
+            job.release()
         reason = error
         self._feed(lambda now: self._machine.uploaded(grant, reason, now))
 
@@ -410,14 +442,14 @@ class Providing:
 
     async def _announce(self, channel: JoinedChannel, streams: Iterable[StreamId]) -> int:
         held: list[tuple[bytes, bytes]] = []
-        for stream in streams:
+        asked = list(streams)
+        for at in range(0, len(asked), MAX_STREAMS):
             try:
-                holding = await self._store.holds(stream, channel.scope, channel.lock)
+                found = await self._store.held(asked[at : at + MAX_STREAMS], channel.scope, channel.lock)
             except EntrepotError as error:
                 self.trouble = error
                 continue
-            if holding is not None:
-                held.append((stream.raw, holding.opening.encode()))
+            held += [(holding.stream.raw, holding.opening.encode()) for holding in found]
         for at in range(0, len(held), MAX_STREAMS):
             message = Added(lock=channel.lock.id, session=self._session.id, streams=tuple(held[at : at + MAX_STREAMS]))
             ack = await self._persist(
@@ -463,6 +495,8 @@ class Providing:
         for effect in effects:
             if isinstance(effect, SendDone) and (channel := self._channel_of(effect.done)) is not None:
                 self._hand_back(channel, effect.done)
+        for job in self._jobs.values():
+            job.release()
         self._jobs.clear()
         if not self._declined or not self._session.connected:
             return
@@ -498,7 +532,7 @@ class _Sending:
         self._providing = providing
         self._grant = grant
         self._loop = asyncio.get_running_loop()
-        self._told_at = 0.0
+        self._told_at = self._loop.time()  # what is sent sooner than that is told by its end
 
     def __call__(self, count: int) -> None:
         now = self._loop.time()

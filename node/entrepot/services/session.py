@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,6 +19,8 @@ from entrepot.core.keyring import Credentials
 from entrepot.core.messages import Grant, Offer, Seek, State
 from entrepot.core.nkeys import SigningKey
 from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, with_channels
+from entrepot.services.listening import Ear, Listening
+from entrepot.services.outbox import Outbox
 from entrepot.services.settings import NodeSettings
 
 #: What a message of the exchange that cannot be read is counted under.
@@ -53,8 +55,6 @@ class Session:
         self.on_channels = on_channels
         #: Messages that were not of the exchange, or of another channel than their subject's.
         self.refused = 0
-        #: Messages without an answer that found the outbox full, and those the bus could not take.
-        self.lost = 0
         self._key = key
         self._settings = settings
         self._kind = kind
@@ -65,7 +65,9 @@ class Session:
         self._client = HubClient(hub.url, key, hub.public, settings.hub_settings(hub.url))
         self._bus: Bus | None = None
         self._stack = contextlib.AsyncExitStack()
-        self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(settings.session.outbox)
+        self._outbox = Outbox(self.node, lambda: self.bus, self._spawn, settings.session.outbox)
+        self._listening = Listening(lambda: self.bus)
+        self._group: asyncio.TaskGroup | None = None
         self._ended: asyncio.Future[EntrepotError] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
@@ -95,9 +97,8 @@ class Session:
                 on_error=self._failed,
             )
             self._bus = await stack.enter_async_context(bus)
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            sender = group.create_task(self._send())
-            stack.push_async_callback(self._leave, sender)
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.push_async_callback(self._leave)
             self._stack = stack.pop_all()
         return self
 
@@ -107,7 +108,11 @@ class Session:
         stack, self._stack = self._stack, contextlib.AsyncExitStack()
         await stack.aclose()
 
-    async def _leave(self, sender: asyncio.Task[None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        assert self._group is not None
+        return self._group.create_task(work)
+
+    async def _leave(self) -> None:
         """Send what waits, for a short time, and stop."""
         if self._refreshing is not None:
             self._refreshing.cancel()
@@ -115,10 +120,10 @@ class Session:
             with contextlib.suppress(TimeoutError, EntrepotError):
                 async with asyncio.timeout(self._settings.session.farewell):
                     if self.bus.connected:
-                        await self._outbox.join()
+                        await self._outbox.drain()
                         await self.bus.flush()
         finally:
-            sender.cancel()
+            self._outbox.close()
 
     @property
     def bus(self) -> Bus:
@@ -126,6 +131,11 @@ class Session:
         if self._bus is None:
             raise RetryLater("the session is not open", kind="bus-unreachable")
         return self._bus
+
+    @property
+    def lost(self) -> int:
+        """Messages without an answer that found no room, and those the bus could not take."""
+        return self._outbox.lost
 
     @property
     def opened(self) -> bool:
@@ -272,34 +282,21 @@ class Session:
     ) -> A:
         """Send and return the hub's answer, which may itself hold an error. Raises RetryLater without one."""
         seconds = self._settings.session.request_timeout if timeout is None else timeout
-        data = await self.bus.request(subjects.hub_verb(channel, verb, self.node), messages.encode(message), seconds)
-        return messages.decode(answer, data)
+        if self._group is None:
+            raise RetryLater("the session is not open", kind="bus-unreachable")
+        return messages.decode(answer, await self._outbox.request(channel, verb, messages.encode(message), seconds))
 
     def tell(self, channel: str, verb: str, message: messages.Message) -> None:
         """Send without waiting; it may be lost."""
-        self._put(subjects.hub_verb(channel, verb, self.node), message)
+        if self._group is not None:
+            self._outbox.tell(channel, verb, messages.encode(message))
 
     def offer(self, channel: str, instance: str, offer: Offer) -> None:
         """Send an offer to the hub instance that sought; it may be lost."""
-        self._put(subjects.hub_offer(channel, instance, self.node), offer)
+        if self._group is not None:
+            self._outbox.tell(channel, subjects.OFFER, messages.encode(offer), instance)
 
-    def _put(self, subject: str, message: messages.Message) -> None:
-        try:
-            self._outbox.put_nowait((subject, messages.encode(message)))
-        except asyncio.QueueFull:
-            self.lost += 1
-
-    async def _send(self) -> None:
-        while True:
-            subject, data = await self._outbox.get()
-            try:
-                await self.bus.publish(subject, data)
-            except EntrepotError:
-                self.lost += 1  # lossy by contract: whoever relies on it repeats it
-            finally:
-                self._outbox.task_done()
-
-    async def on_state(self, channel: str, stream: StreamId, handler: OnState) -> Subscription:
+    async def on_state(self, channel: str, stream: StreamId, handler: OnState) -> Ear:
         """Have ``handler`` called with each state of the stream. Raises Denied ``no-right``."""
 
         def take(message: Message) -> None:
@@ -307,7 +304,7 @@ class Session:
             if state is not None:
                 handler(state)
 
-        return await self.bus.subscribe(subjects.state(channel, stream.hex), take)
+        return await self._listening.listen(channel, stream, take)
 
     async def on_channel_seek(self, channel: str, handler: Callable[[Seek], None]) -> Subscription:
         """Have ``handler`` called with each seek to the channel."""
@@ -346,6 +343,7 @@ class Session:
     # -- the bus tells ------------------------------------------------------------------------------------------
 
     def _went_up(self) -> None:
+        self._outbox.reconnected()
         if self.on_up is not None:
             self.on_up()
 

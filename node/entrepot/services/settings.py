@@ -16,6 +16,7 @@ from entrepot.adapters.transfer import TransferSettings, is_direct
 from entrepot.core.errors import InvalidInput
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.invite import is_loopback
+from entrepot.core.rate import Bandwidth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,15 @@ class NodeSettings:
 
     ``ca_file``: certificates (PEM) to trust beside the system's, for hub, bus and bucket. ``proxy``: the URL of an
     HTTP proxy for hubs and for buckets with TLS; it may hold a password and is not shown. ``no_proxy``: hosts, domains
-    and addresses that are reached without one, each with a port or without; ``*`` is all.
+    and addresses that are reached without one, each with a port or without; ``*`` is all. ``bandwidth``: the most
+    bytes/s of objects that this process sends and receives.
     """
 
     home: Path
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
     no_proxy: tuple[str, ...] = ()
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
@@ -108,14 +111,22 @@ class NodeSettings:
         proxy = None if direct else self.hub.proxy or self.proxy
         return replace(self.hub, ca_file=self.hub.ca_file or self.ca_file, proxy=proxy)
 
+    @property
+    def pace(self) -> ExchangeSettings:
+        """The settings of the exchange, with so few objects at once that all of them get on within the bandwidth."""
+        return self.exchange.throttled(self.bandwidth.up, self.bandwidth.down)
+
     def transfer_settings(self) -> TransferSettings:
-        """The settings of bulk transfers with the node's certificates and proxy."""
+        """The settings of bulk transfers with the node's certificates, proxy and bandwidth."""
         transfer = self.transfer
         return replace(
             transfer,
             ca_file=transfer.ca_file or self.ca_file,
             https_proxy=transfer.https_proxy or self.proxy,
             no_proxy=transfer.no_proxy or self.no_proxy,
+            bandwidth=Bandwidth(
+                transfer.bandwidth.up or self.bandwidth.up, transfer.bandwidth.down or self.bandwidth.down
+            ),
         )
 
     def bus_settings(self) -> BusSettings:

@@ -28,6 +28,20 @@ class Meant:
     local_only: bool = field(default=False)
 
 
+def check_target(text: str) -> None:
+    """Raises ``invalid-uri`` for a text that names no stream."""
+    text = text.strip()
+    if _ALIAS.fullmatch(text) or _ID.fullmatch(text):
+        return
+    if not text.startswith(SCHEME):
+        raise InvalidInput(
+            f"not a URI, a stream id or a sha256: {text[:80]!r}",
+            kind="invalid-uri",
+            hint="A URI looks like entrepot://channel@hub.example.org/ff0123.../name",
+        )
+    StreamUri.parse(text)
+
+
 async def meant_by(store: Store, target: Target, channel: str | None = None, hub: str | None = None) -> Meant:
     """The stream that a target names, in the channel and at the hub that it or the caller names.
 
@@ -42,12 +56,7 @@ async def meant_by(store: Store, target: Target, channel: str | None = None, hub
             return await _by_alias(store, bytes.fromhex(alias[1]))
         if _ID.fullmatch(text):
             return Meant(StreamId.parse(text), channel, hub)
-        if not text.startswith(SCHEME):
-            raise InvalidInput(
-                f"not a URI, a stream id or a sha256: {text[:80]!r}",
-                kind="invalid-uri",
-                hint="A URI looks like entrepot://channel@hub.example.org/ff0123.../name",
-            )
+        check_target(text)
         target = StreamUri.parse(text)
     if channel not in {None, target.channel} or (hub is not None and target.hub not in {None, hub}):
         raise InvalidInput("the URI names another channel or hub", hint="Leave the channel and hub out.")

@@ -154,6 +154,57 @@ def test_repeating_an_accept_renews_nothing(ledger: Ledger) -> None:
     assert view.grant.accepted_at == 10.0
 
 
+def test_an_accept_for_less_gives_back_the_rest(ledger: Ledger) -> None:
+    """A grant accepted for fewer bytes than were reserved shrinks with its object's reservation, at once and once: the
+    rest can be granted, and what lands is matched by the exact length."""
+    usage = ledger.usage("demo")
+    (first,) = ledger.grant([proposal(ref(), size=usage.quota)], 10.0)
+    assert first.grant is not None
+    (over,) = ledger.grant([proposal(ref(1), size=50)], 10.0)
+    assert over.refusal is Refusal.OVER
+    for _ in range(2):
+        view = ledger.accept(first.grant.grant, "A", DIGEST, 20.0, 900.0, 11.0, usage.quota - 50)
+        assert view.grant is not None
+        assert (view.grant.length, view.record.size, charged(ledger)) == (*[usage.quota - 50] * 3,)
+        assert ledger.view(ref()) == view
+    (second,) = ledger.grant([proposal(ref(1), size=50)], 12.0)
+    assert second.refusal is None
+    assert charged(ledger) == usage.quota
+    for wrong in (usage.quota, usage.quota - 50 - 1):
+        assert ledger.settle(ref(), found(wrong), 13.0, GRACE) is None
+    settled = ledger.settle(ref(), found(usage.quota - 50), 13.0, GRACE)
+    assert settled is not None
+    assert (settled.record.status, charged(ledger)) == (ObjectStatus.READY, usage.quota)
+
+
+def test_a_reservation_covers_the_longest_that_may_land(ledger: Ledger) -> None:
+    """A successor's grant reserves all it may need again, and its accept gives back no byte that the first one's URL
+    may still put there."""
+    first = granted(ledger, ref())
+    ledger.accept(first.grant, "A", DIGEST, 20.0, 900.0, 11.0, 70)
+    assert charged(ledger) == 70
+    ledger.lapse(20.0)
+    second = granted(ledger, ref(), 21.0, node="B")
+    assert charged(ledger) == 100
+    view = ledger.accept(second.grant, "B", DIGEST, 31.0, 900.0, 22.0, 30)
+    assert view.grant is not None
+    assert (view.grant.length, view.record.size, charged(ledger)) == (30, 70, 70)
+    assert ledger.settle(ref(), found(70), 23.0, GRACE) is not None
+    assert charged(ledger) == 70
+
+
+@pytest.mark.parametrize("length", [101, 0, 60])
+def test_an_accept_for_another_length_is_refused(ledger: Ledger, length: int) -> None:
+    """More than was granted, nothing, or another length than before: it is not this grant."""
+    grant = uploading(ledger, ref())
+    before = ledger.view(ref())
+    with pytest.raises(Conflict) as caught:
+        ledger.accept(grant.grant, "A", DIGEST, 25.0, 800.0, 12.0, length)
+    assert caught.value.kind == "stale-grant"
+    assert ledger.view(ref()) == before
+    assert charged(ledger) == 100
+
+
 @pytest.mark.parametrize("case", ["unknown", "other node", "lapsed", "other digest", "ended", "done"])
 def test_a_stale_accept_is_refused(ledger: Ledger, case: str) -> None:
     """Whoever does not hold the grant now gets nothing, and nothing changes."""

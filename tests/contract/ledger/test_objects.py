@@ -21,7 +21,7 @@ from tests.contract.ledger.exchange import (
     uploading,
 )
 
-from entrepot_hub.core.ledger import Found, GrantStatus, Ledger, ObjectStatus, Usage
+from entrepot_hub.core.ledger import Found, GrantStatus, Ledger, ObjectStatus, Refusal, Usage
 
 
 def test_nothing_is_known_of_a_new_object(ledger: Ledger) -> None:
@@ -142,6 +142,43 @@ def test_a_ready_object_that_is_missing_is_forgotten(ledger: Ledger) -> None:
     assert back is not None
     assert (back.record.status, back.record.etag) == (ObjectStatus.READY, "e2")
     assert charged(ledger) == 100
+
+
+def test_what_vanished_is_reserved_as_long_as_anything_that_may_still_land(ledger: Ledger) -> None:
+    """Somebody else deletes a short object while the URL of a longer one lives: the longer one is reserved, though it
+    does not fit the quota any more, and nothing is granted until it does."""
+    quota = ledger.usage("demo").quota
+    size = quota - 100
+    first = uploading(ledger, ref(), size=size)
+    ledger.lapse(20.0)
+    second = granted(ledger, ref(), 21.0, node="B", size=size)
+    ledger.accept(second.grant, "B", DIGEST, 31.0, 900.0, 22.0, 30)
+    assert ledger.settle(ref(), found(30), 23.0, GRACE) is not None
+    assert charged(ledger) == 30
+    ready(ledger, ref(1), size=quota - 30)
+    lost = ledger.settle(ref(), None, 24.0, GRACE)
+    assert lost is not None
+    assert (lost.record.status, lost.record.size) == (ObjectStatus.RESERVED, first.length)
+    assert charged(ledger) == size + quota - 30
+    (over,) = ledger.grant([proposal(ref(2), size=1)], 24.0)
+    assert over.refusal is Refusal.OVER
+    (again,) = ledger.grant([proposal(ref(), size=size)], 24.0)
+    assert again.refusal is None  # it is reserved already
+    assert again.grant is not None
+    ledger.end_grant(again.grant.grant, GrantStatus.FAILED, None, 25.0)
+    late = ledger.settle(ref(), found(size), 25.0, GRACE)
+    assert late is not None
+    assert (late.record.status, charged(ledger)) == (ObjectStatus.READY, size + quota - 30)
+    assert ledger.settle(ref(), None, 960.1, GRACE) is not None
+    assert charged(ledger) == quota - 30
+
+
+def test_a_smaller_successor_gives_back_nothing_that_may_land(ledger: Ledger) -> None:
+    """A grant of fewer bytes leaves what its predecessor's URL can still put there reserved."""
+    uploading(ledger, ref())
+    ledger.lapse(20.0)
+    granted(ledger, ref(), 21.0, node="B", size=60)
+    assert (ledger.view(ref()).record.size, charged(ledger)) == (100, 100)
 
 
 def test_a_ready_object_that_changed_is_matched_anew(ledger: Ledger) -> None:

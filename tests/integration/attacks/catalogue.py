@@ -227,21 +227,26 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         ),
     ),
     "zip-bomb miniblocks": Attack(
-        "exact lengths and geometry before a byte is read; encoded answers are refused",
+        "exact lengths and geometry before a byte is read; frames are unpacked into the plain length and not a byte "
+        "more; encoded answers are refused",
         (
             _ATTACKS + "test_buckets.py::test_a_header_that_claims_more_costs_nothing",
             _ATTACKS + "test_buckets.py::test_no_wrong_byte_is_kept",
             _ATTACKS + "test_buckets.py::test_an_error_without_end_is_not_read",
             "tests/unit/core/test_format.py::test_miniblocks_of_another_length_are_refused",
-            _WEB + "test_faults.py::test_a_compressed_bomb_is_bounded",
+            _WEB + "test_faults.py::test_a_compressed_bomb_is_not_unpacked",
+            "tests/unit/core/test_codec.py::test_a_bomb_takes_no_memory",
+            "tests/unit/transfer/test_packed.py::test_a_hostile_miniblock_is_refused_alone",
+            "tests/unit/transfer/test_packed.py::test_an_object_of_another_length_than_its_header_says_is_refused",
+            _EXCHANGE + "test_packed.py::test_a_poisoned_packed_object_is_replaced_by_an_honest_holder",
         ),
-        "not built yet: the zstd codec; with codec none nothing is unpacked",
     ),
     "headers and messages at their limits": Attack(
         "a bound on every field, message, header and body",
         (
             _ATTACKS + "test_faces.py::test_messages_at_their_limits",
             _ATTACKS + "test_faces.py::test_requests_at_their_limits",
+            _ATTACKS + "test_faces.py::test_a_strangers_body_is_never_unpacked",
             _EXCHANGE + "test_walls.py::test_rubbish_is_answered_not_obeyed",
             "tests/unit/exchange/test_messages.py::test_values_out_of_bounds_are_refused",
             "tests/unit/exchange/test_messages.py::test_a_message_has_a_largest_size",
@@ -330,9 +335,12 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         "not defended: while that URL lives (5 minutes for 4 MiB) each replay that lands first costs an upload",
     ),
     "floods by a member": Attack(
-        "nodes take turns, bounded queues, so many wants and sessions of one node",
+        "nodes take turns, bounded queues, so many wants and sessions of one node; many messages in one count as many",
         (
             _ATTACKS + "test_members.py::test_one_member_cannot_silence_the_others",
+            _ATTACKS + "test_members.py::test_many_messages_in_one_earn_a_member_nothing",
+            "tests/unit/hub/test_dispatcher.py::test_a_flood_of_several_at_once_is_hardly_read",
+            "tests/contract/test_bus.py::test_a_handler_that_never_waits_leaves_others_their_turn",
             _ATTACKS + "test_members.py::test_a_member_wants_so_many_streams_and_no_more",
             "tests/unit/hub/test_dispatcher.py::test_a_node_has_its_share_over_all_its_channels",
             "tests/unit/hub/test_dispatcher.py::test_a_flood_is_shed_and_others_are_heard_in_their_turn",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import http_parser
 from tests.integration.attacks.conftest import Refused
 from tests.integration.node.conftest import Site
 from tests.servers.grid import Content, Grid, Peer, send, until
@@ -233,3 +236,20 @@ async def test_requests_at_their_limits(grid: Grid, refused: Refused) -> None:
     assert status in {400, 414}
     assert (await raw(grid.url, "GET", "/healthz"))[0] == 200
     refused("headers and messages at their limits")
+
+
+async def test_a_strangers_body_is_never_unpacked(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small body that unpacks to gigabytes costs what its bytes cost, whatever is answered and whoever sends it."""
+    unpacked: list[int] = []
+    feed = http_parser.DeflateBuffer.feed_data
+
+    def spy(self: http_parser.DeflateBuffer, data: bytes, *more: Any) -> Any:
+        unpacked.append(len(data))
+        return feed(self, data, *more)
+
+    monkeypatch.setattr(http_parser.DeflateBuffer, "feed_data", spy)
+    bomb = gzip.compress(bytes(8 << 20))
+    for method, path in (("PUT", "/bucket/demo/x"), ("POST", "/v1/join"), ("POST", "/nowhere")):
+        status, _, _ = await raw(grid.url, method, path, {"Content-Encoding": "gzip"}, bomb)
+        assert 400 <= status < 500
+    assert unpacked == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,25 @@ from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import (
+    MAX_PARTS,
     Ack,
     Added,
     Bad,
     Done,
+    Many,
     Message,
     Offer,
     Open,
     OpenReply,
     Reason,
+    Said,
     Want,
     WantReply,
+    decode,
     encode,
 )
+from entrepot_hub.core.restraint import RATES
+from entrepot_hub.services import dispatcher
 from entrepot_hub.services.arbiter import STRIKES
 from entrepot_hub.services.exchange import WANTS
 
@@ -123,6 +130,38 @@ async def test_one_member_cannot_silence_the_others(grid: Grid, lock: SchemaLock
         await attacker.bus.publish(subjects.hub_verb("demo", verb, attacker.node), encode(said))
     async with asyncio.timeout(10):
         await served(grid, Content(os.urandom(1000), lock), reader, holder)
+
+
+async def test_many_messages_in_one_earn_a_member_nothing(
+    grid: Grid, lock: SchemaLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of a member whose rate is used up are not even read: it is heard as often as it may be, an honest member
+    is answered meanwhile, and the hub stays on its bus."""
+    attacker, reader = await grid.peer("attacker", hear=False), await grid.peer("reader", hear=False)
+    assert attacker.bus is not None
+    assert grid.hub is not None
+    connects = grid.hub._dispatcher._bus.stats.connects
+    read = 0
+
+    def counting[M: Message](kind: type[M], data: bytes) -> M:
+        nonlocal read
+        message = decode(kind, data)
+        read += len(message.parts) if isinstance(message, Many) else 0
+        return message
+
+    monkeypatch.setattr(dispatcher, "decode", counting)
+    flood = encode(Many(parts=(Said(verb="got", payload=b""),) * MAX_PARTS))
+    subject, count = subjects.hub_verb("demo", "asks", attacker.node), 2000
+    began = time.monotonic()
+    for _ in range(count):
+        await attacker.bus.publish(subject, flood)
+    await attacker.bus.flush()
+    answer = await reader.ask("demo", "open", Open(lock=lock.id, session=reader.session), OpenReply)
+    assert answer.error is None
+    await until(lambda: read + grid.hub._dispatcher.dropped >= count, 60.0)  # type: ignore[union-attr]
+    rate = RATES["tell"]
+    assert 0 < read <= rate.burst + MAX_PARTS + rate.each_second * (time.monotonic() - began)
+    assert grid.hub._dispatcher._bus.stats.connects == connects
 
 
 async def test_a_member_wants_so_many_streams_and_no_more(grid: Grid, lock: SchemaLock) -> None:

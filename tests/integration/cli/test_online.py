@@ -209,3 +209,47 @@ def test_a_spoiled_file_is_noticed(lab: Cli) -> None:
     streams = documented(lab.run("ls", "--json"))["streams"]
     assert isinstance(streams, list)
     assert [one["state"] for one in streams if one["uri"] == uri] == ["changed"]
+
+
+def test_many_files_by_one_command(lab: Cli, office: Cli) -> None:
+    """Get takes URIs from the command line and from lists, into one folder; what fails is told with its URI, the others
+    come, and the exit code is the first error's."""
+    names = [f"f{number}" for number in range(6)]
+    contents = {name: content(lab, name, 5000).read_bytes() for name in names}
+    uris = documented(lab.run("add", "--json", *names))["added"]
+    assert isinstance(uris, list)
+    listed = [str(one["uri"]) for one in uris]
+    (office.folder / "list").write_text("# what I want\n\n" + "\n".join(listed[1:]) + "\n")
+    got = office.run("get", listed[0], "--from-file", "list", "-o", "here")
+    assert got.returncode == 0, got.stderr
+    assert sorted(got.stdout.splitlines()) == [f"here/{name}" for name in names]
+    assert got.stderr.startswith("6 files, ")
+    assert {path.name: path.read_bytes() for path in (office.folder / "here").iterdir()} == contents
+
+    (office.folder / "here" / "f2").write_text("mine")
+    again = office.run("get", "--json", "--from-file", "-", "-o", "here", given="\n".join(listed))
+    document = json.loads(again.stdout)
+    assert again.returncode == 5
+    assert {one["uri"]: one["how"] for one in document["got"]} == dict.fromkeys(set(listed) - {listed[2]}, "there")
+    assert [(one["uri"], one["error"]["kind"]) for one in document["failed"]] == [(listed[2], "exists")]
+    assert document["error"]["kind"] == "exists"
+
+    twin = lab.folder / "twin"
+    twin.mkdir()
+    (twin / "f1").write_bytes(b"of the same name")
+    other = lab.run("add", "twin/f1").stdout.strip()
+    lists = {
+        "bad": (f"# mine\n\n{listed[0]}\nnot-a-uri\n", "bad, line 4: not a URI, a stream id or a sha256: 'not-a-uri'"),
+        "cut": (f"{listed[0][:50]}\n", f"'{listed[0][:50]}'"),
+        "empty": ("# nothing\n\n", "empty is empty: it names no stream"),
+        "twins": (f"{listed[1]}\n{other}\n", f"two of the streams are called f1: {listed[1]} and {other}"),
+    }
+    for name, (text, said) in lists.items():
+        (office.folder / name).write_text(text)
+        refused = office.run("get", "--from-file", name, "-o", f"into-{name}")
+        assert refused.returncode == 2
+        assert said in refused.stderr.splitlines()[0]
+        assert not list((office.folder / f"into-{name}").glob("*"))
+
+    for words in (["get"], ["get", "--dry-run", *listed], ["get", "--from-file", "nowhere"]):
+        assert office.run(*words).returncode in {2, 3}

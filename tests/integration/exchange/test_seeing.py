@@ -101,6 +101,7 @@ async def test_messages_that_do_not_end_make_it_unready(grid: Grid, content: Con
         return await want(*told)
 
     hub._exchange.want = hanging  # type: ignore[method-assign,assignment]
+    hub._dispatcher._known = hub._dispatcher._verbs()
     peer = await grid.peer("reader")
     asking = asyncio.create_task(peer.want(content))
     await becomes(grid, lambda status, checks: status == 503 and checks["exchange"] == "busy")

@@ -311,6 +311,9 @@ def test_a_channel_that_is_there_may_be_asked_for_again(ready, tmp_path):
     again = ready.json(*create, bucket, "--quota", "1g")
     assert (again["made"], again["quota"]) == (False, 10 << 30)
     assert ready(*create, bucket).stdout == f"channel demo is there already: 10.0 GiB on {bucket}\n"
+    assert "its codec" not in ready(*create, bucket, "--codec", "none").stderr
+    assert "note: its codec is none, not zstd: " in ready(*create, bucket, "--codec", "zstd").stderr
+    assert ready.error(*create, bucket, "--codec", "gzip", code=2)["hint"].startswith("It is none or zstd")
     error = ready.error(*create, (tmp_path / "b2").as_uri(), code=5)
     assert (error["kind"], bucket in error["message"]) == ("exists", True)
     assert ready.json("channel", "create", "two", "--if-missing", "--bucket", bucket)["made"] is True

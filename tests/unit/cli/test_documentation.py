@@ -50,5 +50,11 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_every_variable_is_documented() -> None:
     """The page names the variables that are read, and no other of ours."""
-    ours = {environment.HOME, environment.CA_FILE, environment.DEBUG, environment.PLAIN_HTTP}
+    ours = {
+        environment.HOME,
+        environment.CA_FILE,
+        environment.DEBUG,
+        environment.PLAIN_HTTP,
+        environment.BWLIMIT,
+    }
     assert set(re.findall(r"ENTREPOT_[A-Z_]+", PAGE)) == ours

@@ -21,6 +21,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         "ENTREPOT_CA_FILE",
         "ENTREPOT_DEBUG",
         "ENTREPOT_PLAIN_HTTP",
+        "ENTREPOT_BWLIMIT",
     ]:
         monkeypatch.delenv(name, raising=False)
 
@@ -98,3 +99,15 @@ def test_plain_http_is_asked_for(monkeypatch: pytest.MonkeyPatch, value: str, pl
     """A hub beyond this machine is reached without TLS only where ENTREPOT_PLAIN_HTTP says so."""
     monkeypatch.setenv("ENTREPOT_PLAIN_HTTP", value)
     assert read_environment().settings().hub.plain is plain
+
+
+def test_a_limit_of_bandwidth_reaches_transfers_and_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENTREPOT_BWLIMIT limits what transfers move, and how many objects at once where it is small."""
+    monkeypatch.setenv("ENTREPOT_BWLIMIT", "64K:10M")
+    settings = read_environment().settings()
+    assert str(settings.transfer_settings().bandwidth) == "64K:10M"
+    assert (settings.pace.slots, settings.exchange.slots) == (1, 4)
+    monkeypatch.setenv("ENTREPOT_BWLIMIT", "fast")
+    with pytest.raises(InvalidInput, match="ENTREPOT_BWLIMIT") as error:
+        read_environment()
+    assert error.value.kind == "invalid-setting"

@@ -36,6 +36,8 @@ class Reported:
     done: int
     total: int
     note: str | None
+    here: int = 0
+    share: float | None = None
 
 
 def meter_at(done: int, total: int | None, *, name: str = "big.nwb", waits_for: str | None = None) -> Meter:
@@ -110,6 +112,31 @@ def test_what_was_here_is_no_rate_where_it_is_told_late() -> None:
     meter.take(Reported(910, 1000, None))
     assert meter.rate == pytest.approx(10)
     assert meter.left == pytest.approx(9)
+
+
+def test_what_was_here_is_no_rate_though_the_total_was_known() -> None:
+    """Where a file goes on turns out after its size: the bytes that need not be read again are done, but no rate."""
+    clock = Clock()
+    meter = Meter("a", "reading", clock)
+    meter.take(Reported(0, 1000, None))
+    clock.now += 1
+    meter.take(Reported(900, 1000, None, here=900))
+    assert meter.rate == 0
+    clock.now += 1
+    meter.take(Reported(920, 1000, None, here=900))
+    assert meter.rate == pytest.approx(10)
+    assert meter.left == pytest.approx(8)
+    assert meter.share == pytest.approx(0.92)
+
+
+def test_a_share_stands_in_for_the_total() -> None:
+    """Of many files whose bytes nobody knows, the share of the files gives percent and time left."""
+    clock = Clock()
+    meter = Meter("a", "fetching", clock)
+    meter.take(Reported(0, 0, None, share=0.0))
+    clock.now += 2
+    meter.take(Reported(2048, 0, None, share=0.25))
+    assert meter.figures() == ["25%", "2.0 KiB", "1.0 KiB/s", "ETA 6s"]
 
 
 @pytest.mark.parametrize(

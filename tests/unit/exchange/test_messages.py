@@ -49,6 +49,10 @@ EXAMPLES: dict[str, Message] = {
     "Open": messages.Open(lock=LOCK, session="1" * 16, cursor=12),
     "OpenReply": messages.OpenReply(streams=(STREAM,), cursor=13),
     "Ack": messages.Ack(error=None),
+    "Many": messages.Many(
+        parts=(messages.Said(verb="got", payload=b"one"), messages.Said(verb="want", payload=b"two"))
+    ),
+    "ManyReply": messages.ManyReply(answers=(b"answer", None)),
 }
 
 
@@ -124,6 +128,17 @@ def test_values_out_of_bounds_are_refused(change: dict[str, object]) -> None:
     fields = msgpack.unpackb(encode(EXAMPLES["Want"]))
     with pytest.raises(InvalidInput):
         decode(Want, msgpack.packb(fields | change))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[], [{"verb": "got", "payload": b""}] * 257, [{"verb": "GOT", "payload": b""}], [{"verb": "got"}], [b"got"]],
+    ids=["none", "too many", "no verb", "no payload", "no part"],
+)
+def test_several_messages_at_once_have_bounds(parts: list[object]) -> None:
+    """A message of several holds one to 256 parts, each of them a verb and bytes."""
+    with pytest.raises(InvalidInput):
+        decode(messages.Many, msgpack.packb({"parts": parts, "v": 1}))
 
 
 def test_a_message_has_a_largest_size() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from entrepot.core.errors import Conflict, RetryLater
 from entrepot.core.exchange.provider import (
     Effect,
@@ -156,6 +158,84 @@ def test_progress_is_told_in_time_to_keep_the_lease() -> None:
     assert provider.sent(name, 10, 0.1) == []
     assert one(SendProgress, provider.sent(name, 20, 1.3)).progress.sent == 20
     assert provider.sent(name, 20, 9.0) == []
+
+
+def stop(number: int) -> Grant:
+    """The grant is over: another holder has its object."""
+    return msgspec.structs.replace(grant(number), stop=True)
+
+
+def test_what_another_holder_took_over_is_given_up() -> None:
+    """The upload stops, its slot goes to the next, nothing is said of it, and what was never granted stays unknown."""
+    provider = Provider(SESSION, SETTINGS)
+    names = [uploading(provider, 1), uploading(provider, 2)]
+    for waiting in (3, 4):
+        assert provider.granted(grant(waiting), 0.0) == []
+    effects = provider.granted(stop(1), 1.0)
+    assert one(StopUpload, effects).grant == names[0]
+    assert one(Prepare, effects).grant.number == 3
+    assert not [effect for effect in effects if isinstance(effect, SendDone)]
+    assert provider.granted(stop(4), 1.0) == []
+    assert provider.granted(stop(9), 1.0) == []
+    assert set(provider.stages) == {names[1], grant(3).grant}
+    assert provider.uploaded(names[0], None, 2.0) == []
+
+
+def test_what_has_gone_out_is_told_though_another_took_it_over() -> None:
+    """Its bytes may be the ones that count: the hub looks."""
+    provider = Provider(SESSION, SETTINGS)
+    name = uploading(provider, 1)
+    one(SendDone, provider.uploaded(name, None, 1.0))
+    assert provider.granted(stop(1), 1.0) == []
+    assert provider.stages == {name: Stage.REPORTING}
+
+
+def test_where_uploads_are_quick_the_next_are_accepted_before_a_slot_is_free() -> None:
+    """No slot is idle while an object is read and its URL fetched; where an upload takes long nothing is accepted that
+    would wait out its lease."""
+    provider = Provider(SESSION, SETTINGS)
+    names = [uploading(provider, 1), uploading(provider, 2)]
+    for waiting in (3, 4):
+        assert provider.granted(grant(waiting), 0.0) == []
+    effects = provider.uploaded(names[0], None, 0.1)
+    assert [effect.grant.number for effect in effects if isinstance(effect, Prepare)] == [3, 4]
+    for number in (3, 4):
+        provider.prepared(grant(number).grant, b"header", b"\x05" * 32, 0.1)
+    assert one(Upload, provider.accepted(grant(3).grant, AcceptReply(put=PUT, lease=10_000), 0.2)).grant.number == 3
+    assert provider.accepted(grant(4).grant, AcceptReply(put=PUT, lease=10_000), 0.2) == []
+    assert provider.stages[grant(4).grant] is Stage.WAITING
+    assert provider.free == 0
+    assert one(Upload, provider.uploaded(names[1], None, 0.3)).grant.number == 4
+    slow = Provider(SESSION, SETTINGS)
+    names = [uploading(slow, 1), uploading(slow, 2)]
+    for waiting in (3, 4):
+        slow.granted(grant(waiting), 0.0)
+    effects = slow.uploaded(names[0], None, 5.0)
+    assert one(Prepare, effects).grant.number == 3
+
+
+def test_what_waits_for_a_slot_too_long_is_handed_back() -> None:
+    """Before its lease is over at the hub, so that another may have it; that is no failure, and repeated until heard.
+    The hub's own word for it sent again begins nothing."""
+    provider = Provider(SESSION, SETTINGS)
+    names = [uploading(provider, 1), uploading(provider, 2)]
+    provider.granted(grant(3), 0.0)
+    provider.granted(grant(4), 0.0)
+    provider.uploaded(names[0], None, 0.1)
+    for number in (3, 4):
+        provider.prepared(grant(number).grant, b"header", b"\x05" * 32, 0.1)
+        provider.accepted(grant(number).grant, AcceptReply(put=PUT, lease=10_000), 0.2)
+    assert provider.stages[grant(4).grant] is Stage.WAITING
+    assert provider.granted(grant(4), 0.3) == []
+    assert provider.timer() == 10.2 - SETTINGS.lease / 8
+    assert provider.tick(8.9) == []
+    done = one(SendDone, provider.tick(10.2 - SETTINGS.lease / 8)).done
+    assert (done.grant, done.error and done.error.kind) == (grant(4).grant, "busy")
+    assert provider.granted(grant(4), 9.0) == []
+    provider.done_unanswered(done.grant, 9.0)
+    assert one(SendDone, provider.tick(9.5)).done == done
+    provider.done_answered(done.grant, Ack(), 9.6)
+    assert grant(4).grant not in provider.stages
 
 
 def test_what_cannot_be_prepared_is_handed_back() -> None:

@@ -9,6 +9,7 @@ from entrepot.core.exchange.requester import Ask, Effect, Fail, Fetch, Finish, L
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
 from entrepot.core.messages import Bad, Cancel, Got, Missing, ObjectState, Signed, State, WantReply, reason_of
+from entrepot.core.ranges import LAST_NUMBER
 
 OPENING = Opening(12 * 4_194_304, b"\x07" * 32)
 STREAM = OPENING.stream_id()
@@ -55,6 +56,28 @@ def test_it_asks_for_a_window_of_what_is_missing() -> None:
     assert want.ranges == ((0, 11),)
     assert want.window == SETTINGS.window
     assert want.deadline == 60_000
+
+
+def test_what_is_not_here_at_all_is_wanted_at_once() -> None:
+    """Of a stream of which nothing is here the first objects are wanted before its length is known; what is heard of
+    them meanwhile counts, and no second want is needed."""
+    requester = Requester(STREAM, LOCK, SESSION, SETTINGS, whole=True)
+    want = one(Ask, requester.start(0.0)).want
+    assert (want.ranges, want.window) == (((0, LAST_NUMBER),), SETTINGS.window)
+    reply = WantReply(opening=OPENING.encode(), objects=(seeking(0), ready(1)))
+    assert requester.replied(reply, 0.1) == [Learned(OPENING)]
+    assert requester.heard(State(lock=LOCK, stream=STREAM.raw, objects=(ready(0),)), 0.2) == []
+    effects = requester.begin(((0, 11),), 0.3)
+    assert fetched_numbers(effects) == [0, 1]
+    assert [effect.want.ranges for effect in effects if isinstance(effect, Ask)] == [((0, 11),)]  # for the next in line
+
+    small = Opening(100, b"\x07" * 32)
+    requester = Requester(small.stream_id(), LOCK, SESSION, SETTINGS, whole=True)
+    requester.start(0.0)
+    requester.replied(WantReply(opening=small.encode(), objects=(seeking(0),)), 0.1)
+    assert requester.begin(((0, 0),), 0.2) == []
+    state = State(lock=LOCK, stream=requester.stream.raw, objects=(ready(0),))
+    assert fetched_numbers(requester.heard(state, 0.3)) == [0]
 
 
 def test_an_unknown_length_is_asked_for_first_and_proved() -> None:

@@ -35,7 +35,7 @@ from entrepot_hub.core.ledger import (
     WantOrder,
     WantRecord,
 )
-from entrepot_hub.core.round import ASKER_LIFE
+from entrepot_hub.core.readers import ASKER_LIFE
 from entrepot_hub.core.rounds import Rounds
 from entrepot_hub.core.wishes import Front
 

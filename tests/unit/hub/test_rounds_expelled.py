@@ -1,14 +1,24 @@
-"""What the rounds make of sessions that fall silent and of nodes that lose their rights."""
+"""What the rounds make of sessions that fall silent, at all or to this hub, and of nodes that lose their rights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening
 from entrepot.core.lock import SchemaLock
-from entrepot_hub.core.effects import Propose, SendSeek
-from entrepot_hub.core.ledger import GrantOutcome, GrantRecord, GrantStatus, WantOrder
+from entrepot_hub.core.effects import Propose, Review, SendGrant, SendSeek
+from entrepot_hub.core.ledger import (
+    GrantOutcome,
+    GrantRecord,
+    GrantStatus,
+    ObjectRecord,
+    ObjectStatus,
+    ObjectView,
+    WantOrder,
+)
+from entrepot_hub.core.round import DOUBT
 from entrepot_hub.core.rounds import Rounds
 
 LOCK = SchemaLock("demo")
@@ -59,3 +69,41 @@ def test_an_expelled_node_loses_its_offers_grants_and_wants() -> None:
     assert wanted == ()
     for grant in grants:
         assert not [effect for effect in rounds.ended(grant, None, 2.0) if isinstance(effect, Propose | SendSeek)]
+
+
+def test_what_another_hub_heard_of_a_grant_is_asked_of_the_ledger() -> None:
+    """A holder speaks to any hub: one that hears nothing of its grants asks, frees what is over, and neither sends a
+    grant again that was accepted elsewhere nor keeps its holder from the next objects."""
+    rounds, grants = granted(slots=4)
+    asked = 1.1 + ExchangeSettings().lease / DOUBT
+    assert not [effect for effect in rounds.tick(asked - 0.1) if isinstance(effect, Review)]
+    assert (rounds.timer() or 0.0) <= asked
+    (review,) = [effect for effect in rounds.tick(asked) if isinstance(effect, Review)]
+    assert {grant.grant for grant in review.grants} == {grant.grant for grant in grants}
+    arrived, failed, taken, queued = grants
+    views = {
+        arrived.grant: ObjectView(ObjectRecord(arrived.ref, ObjectStatus.READY, uploader="holder")),
+        failed.grant: ObjectView(ObjectRecord(failed.ref, ObjectStatus.RESERVED)),
+        taken.grant: ObjectView(
+            ObjectRecord(taken.ref, ObjectStatus.RESERVED),
+            replace(taken, status=GrantStatus.ACCEPTED, accepted_at=2.0),
+        ),
+        queued.grant: ObjectView(ObjectRecord(queued.ref, ObjectStatus.RESERVED), queued),
+    }
+    effects = rounds.reviewed(review.grants, [views[grant.grant] for grant in review.grants], asked)
+    (proposed,) = [effect for effect in effects if isinstance(effect, Propose)]
+    assert failed.ref in {proposal.ref for proposal in proposed.proposals}
+    assert arrived.ref not in {proposal.ref for proposal in proposed.proposals}
+    later = [*effects, *rounds.tick(asked + 1.0)]
+    assert [effect.grant.grant for effect in later if isinstance(effect, SendGrant)] == [queued.grant]
+
+
+def test_a_review_changes_nothing_of_what_was_heard_meanwhile() -> None:
+    """The ledger answered before a grant ended here: what it said then is old."""
+    rounds, grants = granted(slots=1)
+    asked = 1.1 + ExchangeSettings().lease / DOUBT
+    (review,) = [effect for effect in rounds.tick(asked) if isinstance(effect, Review)]
+    rounds.arrived(grants[0].ref, grants[0], asked)
+    rounds.reviewed(review.grants, [ObjectView(ObjectRecord(grants[0].ref, ObjectStatus.RESERVED), grants[0])], asked)
+    assert rounds.is_ready(grants[0].ref)
+    assert not [effect for effect in rounds.tick(asked + 1.0) if isinstance(effect, SendGrant)]

@@ -15,7 +15,7 @@ from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import Seek
 from entrepot.core.nkeys import KeyKind, encode_public
 from entrepot.services.driver import Driver
-from entrepot.services.estimate import Assumptions, estimate
+from entrepot.services.estimate import Assumptions, estimate, ready_bytes
 from entrepot.services.lifetime import Lifetime
 from entrepot.services.progress import Meter, Progress
 from entrepot.services.providing import sampled
@@ -166,6 +166,14 @@ def test_an_estimate_is_the_slower_half_and_what_leaves_the_bucket() -> None:
     assert warm.upload == 0
     assert warm.seconds == pytest.approx((1 << 40) / 2e6)
     assert estimate(geometry, 0, 0, given).dollars == 0.0
+
+
+def test_an_estimate_counts_objects_not_what_they_are_packed_into() -> None:
+    """All objects that are there leave nothing to upload, however few bytes the codec made of them."""
+    geometry = Geometry((50 << 20) + 1, SchemaLock("demo", "zstd"))
+    assert ready_bytes(geometry, geometry.object_count) == geometry.length
+    assert estimate(geometry, geometry.length, ready_bytes(geometry, geometry.object_count)).upload == 0
+    assert estimate(geometry, geometry.length, ready_bytes(geometry, 12)).upload == (2 << 20) + 1
 
 
 def test_a_sample_is_a_share_of_the_channel() -> None:

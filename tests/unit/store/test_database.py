@@ -43,6 +43,21 @@ async def test_a_later_version_adds_its_steps(tmp_path: Path) -> None:
     assert caught.value.kind == "unsupported"
 
 
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_store_of_an_earlier_version_is_brought_up(tmp_path: Path, version: int) -> None:
+    """A store that any earlier version wrote gets the tables that a new one has."""
+
+    async def tables(path: Path, migrations: object = MIGRATIONS) -> list[tuple[str, str]]:
+        opened = database(path, migrations)
+        await opened.open()
+        found = await opened.run(lambda db: db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall())
+        await opened.aclose()
+        return found
+
+    assert await tables(tmp_path / "old", MIGRATIONS[:version]) != await tables(tmp_path / "new")
+    assert await tables(tmp_path / "old") == await tables(tmp_path / "new")
+
+
 async def test_failed_step_changes_nothing(tmp_path: Path) -> None:
     """A migration that fails in the middle leaves the old version."""
     path = tmp_path / "c.sqlite3"

@@ -177,7 +177,14 @@ class WebServer:
         self.port = int(listening.sockets[0].getsockname()[1])
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=_KEEP_ALIVE, shutdown_timeout=_SHUTDOWN)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE,
+            shutdown_timeout=_SHUTDOWN,
+            # Else four megabytes from a stranger become four gigabytes in the event loop, whatever is answered.
+            auto_decompress=False,
+        )
         self._stack.push_async_callback(runner.cleanup)
         await runner.setup()
         return runner

@@ -76,7 +76,7 @@ class MetricsServer:
 
     async def __aenter__(self) -> Self:
         """Raises RetryLater if the address cannot be had."""
-        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=1.0, auto_decompress=False)
         self._stack.push_async_callback(runner.cleanup)
         await runner.setup()
         try:

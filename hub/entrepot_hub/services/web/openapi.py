@@ -102,6 +102,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "mac": "HMAC-SHA-256 by which the node proves the invite, 64 hex digits.",
     "members": "Its members, past ones too.",
     "message": "A sentence for people.",
+    "codec": "What miniblocks are stored as: none or zstd.",
     "miniblock": "Bytes of a miniblock.",
     "name": "The node's name.",
     "ChannelInfo.name": "The channel's name.",

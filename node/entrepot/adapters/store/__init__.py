@@ -1,5 +1,6 @@
 """What a node holds: the store."""
 
+from entrepot.adapters.store.batches import MOST_AT_ONCE, SMALL_FILE
 from entrepot.adapters.store.fetch import Fetch
 from entrepot.adapters.store.records import (
     Added,
@@ -14,6 +15,8 @@ from entrepot.adapters.store.records import (
 from entrepot.adapters.store.store import Store
 
 __all__ = [
+    "MOST_AT_ONCE",
+    "SMALL_FILE",
     "Added",
     "Entry",
     "Fetch",

@@ -29,6 +29,7 @@ from entrepot.adapters.files import (
 from entrepot.adapters.hashing import Flag, Progress, hash_file
 from entrepot.adapters.store import catalogue
 from entrepot.adapters.store.catalogue import Content, Known
+from entrepot.adapters.store.checkpoints import FileKeeper, changed
 from entrepot.adapters.store.database import Database
 from entrepot.adapters.store.reading import Reader
 from entrepot.adapters.store.records import Added, StoreSettings
@@ -62,7 +63,7 @@ class Adder:
         progress: Progress | None,
     ) -> Added:
         """See :meth:`Store.add`."""
-        name = _readable(path.name if name is None else name)
+        name = readable(path.name if name is None else name)
         real = real_path(path)
         descriptor = open_source(real)
         try:
@@ -78,7 +79,7 @@ class Adder:
             self._record(stream, hashed, lock, scope, name, path=real, stored=False, identity=identity)
         finally:
             os.close(descriptor)
-        return _added(stream, hashed, name, unchanged=False)
+        return added_of(stream, hashed, name, unchanged=False)
 
     def add_bytes(self, data: bytes, *, scope: str, lock: SchemaLock, name: str, kind: StreamKind) -> Added:
         """See :meth:`Store.add_bytes`."""
@@ -99,7 +100,7 @@ class Adder:
             self._keep(temporary, stream, hashed, lock, scope, name)
         finally:
             remove_file(temporary)
-        return _added(stream, hashed, name, unchanged=False)
+        return added_of(stream, hashed, name, unchanged=False)
 
     def refresh(self, stop: Flag, stream: StreamId, *, progress: Progress | None) -> bool:
         """See :meth:`Store.refresh`."""
@@ -145,9 +146,15 @@ class Adder:
             before = identify_open(descriptor)
             if before.size != known.opening.length:
                 return None
-            hashed = hash_file(descriptor, before.size, 6, self._pool, alias=False, progress=progress, stop=stop)
-            same = hashed.opening == known.opening and _is_still(descriptor, path, before)
+            keeper = FileKeeper(self._database, descriptor, path, before)
+            hashed = hash_file(
+                descriptor, before.size, 6, self._pool, alias=False, progress=progress, stop=stop, keeper=keeper
+            )
+            keeper.finish()
+            same = hashed.opening == known.opening and is_still(descriptor, path, before)
             return before if same else None
+        except Conflict:  # it changed while it was read: whatever it is now, it is not what was looked for
+            return None
         finally:
             os.close(descriptor)
 
@@ -177,6 +184,7 @@ class Adder:
         progress: Progress | None,
         stop: Flag,
     ) -> HashedStream:
+        keeper = FileKeeper(self._database, descriptor, path, identity)
         hashed = hash_file(
             descriptor,
             identity.size,
@@ -185,14 +193,11 @@ class Adder:
             alias=self._settings.alias,
             progress=progress,
             stop=stop,
+            keeper=keeper,
         )
-        if not _is_still(descriptor, path, identity):
-            raise Conflict(
-                f"{path} changed while it was read",
-                kind="changed",
-                hint="Add it again when nothing writes to it any more.",
-                path=str(path),
-            )
+        keeper.finish()
+        if not is_still(descriptor, path, identity):
+            raise changed(path)
         return hashed
 
     def _copy(
@@ -214,8 +219,9 @@ class Adder:
         try:
             if not reflink(descriptor, temporary):
                 require_space(self._folder, identity.size, self._settings.reserve)
-                copy_into(descriptor, temporary, identity.size, stop.is_set)
-            if not _is_still(descriptor, path, identity):
+                copying, progress = _halves(progress)
+                copy_into(descriptor, temporary, identity.size, stop.is_set, copying)
+            if not is_still(descriptor, path, identity):
                 raise Conflict(f"{path} changed while it was copied", kind="changed", path=str(path))
             copied = open_source(temporary)
             try:
@@ -236,7 +242,7 @@ class Adder:
             self._keep(temporary, stream, hashed, lock, scope, name)
         finally:
             remove_file(temporary)
-        return _added(stream, hashed, name, unchanged=False)
+        return added_of(stream, hashed, name, unchanged=False)
 
     def _temporary(self) -> Path:
         make_folder(self._folder / "new")
@@ -293,16 +299,27 @@ class Adder:
         )
 
 
-def _is_still(descriptor: int, path: Path, identity: FileIdentity) -> bool:
+def is_still(descriptor: int, path: Path, identity: FileIdentity) -> bool:
     """Whether both the open file and the name still are what they were."""
     found = identify(path)
     return identify_open(descriptor).same(identity) and found is not None and found.same(identity)
 
 
-def _readable(name: str) -> str:
+def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """What to tell of the first and of the second pass over a file: each is half of the work."""
+    if progress is None:
+        return None, None
+    return (
+        lambda done, length: progress(done // 2, length),
+        lambda done, length: progress((length + done + 1) // 2, length),
+    )
+
+
+def readable(name: str) -> str:
     """The name as text that can be written anywhere: bytes of a file's name that are no UTF-8 are replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _added(stream: StreamId, hashed: HashedStream, name: str, *, unchanged: bool) -> Added:
+def added_of(stream: StreamId, hashed: HashedStream, name: str, *, unchanged: bool) -> Added:
+    """What is told of a file that was hashed."""
     return Added(stream, hashed.opening, hashed.sha256, hashed.opening.length, name, unchanged)

@@ -62,7 +62,8 @@ def pack_identity(identity: FileIdentity | None) -> bytes | None:
     )
 
 
-def _identity(raw: bytes | None) -> FileIdentity | None:
+def unpack_identity(raw: bytes | None) -> FileIdentity | None:
+    """The identity that the catalogue kept."""
     return None if raw is None else FileIdentity(*_IDENTITY.unpack(raw))
 
 
@@ -74,7 +75,7 @@ def _content(row: Sequence[object]) -> Content:
         Path(os.fsdecode(path)),  # type: ignore[arg-type]
         bool(complete),
         bool(stale),
-        _identity(identity),  # type: ignore[arg-type]
+        unpack_identity(identity),  # type: ignore[arg-type]
     )
 
 
@@ -85,6 +86,19 @@ def _content(row: Sequence[object]) -> Content:
 def known(db: sqlite3.Connection, stream: StreamId) -> Known | None:
     """The stream and its files, None if nothing is known of it."""
     return _known(db, stream)
+
+
+@reads
+def known_in(db: sqlite3.Connection, streams: Sequence[StreamId], scope: str) -> list[Known]:
+    """Those of the streams that are in the scope, and their files."""
+    found = []
+    for stream in streams:
+        one = _known(db, stream)
+        if one is not None:
+            row = db.execute("SELECT 1 FROM scope WHERE stream = ? AND scope = ?", (one.id, scope)).fetchone()
+            if row is not None:
+                found.append(one)
+    return found
 
 
 def _known(db: sqlite3.Connection, stream: StreamId) -> Known | None:
@@ -270,6 +284,33 @@ def link_at(db: sqlite3.Connection, path: Path) -> tuple[Known, Content] | None:
     if found is None:
         return None
     return next(((found, content) for content in found.contents if content.path == path), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A linked file that is not stale, and the stream that it holds."""
+
+    identity: FileIdentity
+    stream: StreamId
+    opening: Opening
+    sha256: bytes | None
+    name: str
+
+
+@reads
+def links_at(db: sqlite3.Connection, paths: Sequence[Path]) -> dict[bytes, Linked]:
+    """What the linked files at ``paths`` hold, by path; those that are not known or stale are left out."""
+    found = {}
+    for path in map(os.fsencode, paths):
+        row = db.execute(
+            "SELECT identity, stream.stream, length, root, sha256, name FROM content JOIN stream "
+            "ON content.stream = stream.id WHERE path = ? AND NOT stored AND NOT stale AND identity IS NOT NULL",
+            (path,),
+        ).fetchone()
+        if row is not None:
+            identity = FileIdentity(*_IDENTITY.unpack(row[0]))
+            found[path] = Linked(identity, StreamId(row[1]), Opening(row[2], row[3]), row[4], row[5])
+    return found
 
 
 def add_content(

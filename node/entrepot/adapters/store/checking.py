@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from entrepot.adapters.files import open_source, read_into
-from entrepot.adapters.hashing import NEVER, Flag, Progress, hash_file
+from entrepot.adapters.files import open_source
+from entrepot.adapters.hashing import NEVER, PIECE, PIECE_LEVEL, Flag, Progress, hash_file, hash_spans
 from entrepot.adapters.store import catalogue, proofs
 from entrepot.adapters.store.bitmap import Bitmap
 from entrepot.adapters.store.catalogue import Content, Known
@@ -17,12 +17,13 @@ from entrepot.adapters.store.database import Database
 from entrepot.adapters.store.proofs import Verified
 from entrepot.adapters.store.reading import Reader
 from entrepot.adapters.store.records import Verification
-from entrepot.core.errors import EntrepotError, RetryLater
+from entrepot.core import ranges
+from entrepot.core.errors import EntrepotError
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import StreamId
-from entrepot.core.merkle import LEAF, NODE_LENGTH, depth, from_nodes, node_of
+from entrepot.core.merkle import LEAF, NODE_LENGTH, depth, fold, from_nodes
+from entrepot.core.ranges import Pair, of_numbers
 
-_BATCH: Final = 4  # miniblocks hashed at once
 _WHOLE_LEVEL: Final = 6  # 1 MiB
 
 #: Whether a linked file that is not trusted holds the stream after all; if so it counts again.
@@ -69,22 +70,21 @@ class Checker:
             expected = self._expected(known, level)
             size = LEAF << level
             count = -(-known.opening.length // size)
-            held = Bitmap(count)
-            if content.complete:
-                held.fill()
-            else:
+            wanted: tuple[Pair, ...] = ((0, count - 1),) if count else ()
+            if not content.complete:
+                held = Bitmap(count)
                 for chunk, row in self._database.run_from_thread(proofs.verified, content.id, level):
                     held.merge(chunk, row)
-            wanted = [index for index in range(count) if index in held]
-            found = self._hash(known, content, level, wanted, stop, progress)
+                wanted = of_numbers(index for index in range(count) if index in held)
             spoiled = [
                 index
-                for index, node in zip(wanted, found, strict=True)
+                for index, node in self._hash(known, content, level, wanted, stop, progress)
                 if node != expected[index * NODE_LENGTH : (index + 1) * NODE_LENGTH]
             ]
-            checked += len(wanted)
+            checked += ranges.size(wanted)
             if spoiled:
-                good = [index for index in wanted if index not in set(spoiled)]
+                bad = frozenset(spoiled)
+                good = [index for index in ranges.numbers(wanted) if index not in bad]
                 self._demote(content, level, good, spoiled)
                 return checked, spoiled
         return checked, []
@@ -135,29 +135,39 @@ class Checker:
         known: Known,
         content: Content,
         level: int,
-        wanted: list[int],
+        wanted: Sequence[Pair],
         stop: Flag,
         progress: Progress | None,
-    ) -> list[bytes | None]:
-        """The nodes of some miniblocks as the file has them, None where it cannot be read."""
+    ) -> Iterator[tuple[int, bytes | None]]:
+        """Some miniblocks, in their order, and their nodes as the file has them: None where it cannot be read."""
         length, size = known.opening.length, LEAF << level
         top = min(level, depth(length))
-        found: list[bytes | None] = []
+        low = min(top, PIECE_LEVEL)
+        spans = [(first * size, min((last + 1) * size, length) - first * size) for first, last in wanted]
+        done, total = 0, sum(span for _, span in spans)
         try:
             descriptor = open_source(content.path)
         except EntrepotError:
-            return [None] * len(wanted)
+            yield from ((index, None) for index in ranges.numbers(wanted))
+            return
+        parts: list[bytes] | None = []
         try:
-            for at in range(0, len(wanted), _BATCH):
-                if stop.is_set():
-                    raise RetryLater("verification was cancelled", kind="cancelled")
-                batch = wanted[at : at + _BATCH]
-                found += self._pool.map(lambda index: _node_at(descriptor, index, size, length, top), batch)
+            for offset, piece, nodes in hash_spans(descriptor, spans, low, self._pool, stop):
+                index, end = offset // size, offset + piece
+                if size <= PIECE:
+                    count = -(-piece // size)
+                    row: Sequence[bytes | None] = [None] * count if nodes is None else nodes
+                    yield from zip(range(index, index + count), row, strict=True)
+                else:
+                    parts = None if parts is None or nodes is None else parts + nodes
+                    if end % size == 0 or end == length:
+                        yield index, None if parts is None else fold(parts, low, top)[0]
+                        parts = []
+                done += piece
                 if progress is not None:
-                    progress(min((at + len(batch)) * size, length), min(len(wanted) * size, length))
+                    progress(done, total)
         finally:
             os.close(descriptor)
-        return found
 
     def _demote(self, content: Content, level: int, good: list[int], bad: list[int]) -> None:
         if not content.stored:
@@ -183,11 +193,11 @@ class Checker:
             for index in range(geometry.miniblock_count):
                 offset, length = geometry.miniblock_span(index)
                 covered[index] |= bitmap.has_all(range(offset // other, (offset + length - 1) // other + 1))
-        wanted = [index for index, whole in enumerate(covered) if whole]
+        wanted = of_numbers(index for index, whole in enumerate(covered) if whole)
         if not wanted:
             return Bitmap(geometry.miniblock_count)
         found = self._hash(known, content, geometry.lock.level, wanted, NEVER, None)
-        nodes = {index: node for index, node in zip(wanted, found, strict=True) if node is not None}
+        nodes = {index: node for index, node in found if node is not None}
         rows = {chunk: bytes(row) for chunk, row in Bitmap.rows(nodes).items()}
         self._database.run_from_thread(
             proofs.record_verified,
@@ -197,14 +207,3 @@ class Checker:
         for index in nodes:
             bitmap.add(index)
         return bitmap
-
-
-def _node_at(descriptor: int, index: int, size: int, length: int, level: int) -> bytes | None:
-    offset = index * size
-    buffer = memoryview(bytearray(min(size, length - offset)))
-    try:
-        if read_into(descriptor, buffer, offset) != len(buffer):
-            return None
-    except EntrepotError:
-        return None
-    return node_of(buffer, level)

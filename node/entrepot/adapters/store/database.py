@@ -1,4 +1,4 @@
-"""The catalogue's SQLite file: one connection in one thread of its own.
+"""The catalogue's SQLite file: one connection, used by one thread at a time.
 
 Another process (the daemon, a command) may use the same file at any time, so every transaction is short, every
 write begins IMMEDIATE and waits at most the busy time-out. Nothing relies on locks beyond SQLite's own.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,8 @@ _SCANT: Final = 64 << 10  # bytes free on the disk below which what SQLite could
 
 
 class Database:
-    """Opens, migrates and closes the file; runs each unit of work in the one thread that owns it."""
+    """Opens, migrates and closes the file; runs one unit of work after another. Work of coroutines has a thread of its
+    own; a worker thread does its own, which costs no hand-over to another thread."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Database:
         self._synced = synced
         self._connection: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._guard = threading.Lock()
 
     async def open(self) -> None:
         """Opens or creates the file and brings its schema up to date.
@@ -71,7 +74,7 @@ class Database:
     async def run[**P, R](
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """``work(connection, …)`` as one transaction in the database thread."""
+        """``work(connection, …)`` as one transaction in the database's own thread."""
         thread = self._live()
         return await asyncio.get_running_loop().run_in_executor(
             thread, lambda: self._transaction(work, *args, **kwargs)
@@ -80,8 +83,9 @@ class Database:
     def run_from_thread[**P, R](
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """As :meth:`run`, for worker threads: blocks until done."""
-        return self._live().submit(lambda: self._transaction(work, *args, **kwargs)).result()
+        """As :meth:`run`, for worker threads and in them: blocks until done."""
+        self._live()
+        return self._transaction(work, *args, **kwargs)
 
     def _live(self) -> ThreadPoolExecutor:
         if self._thread is None:
@@ -91,10 +95,10 @@ class Database:
     def _transaction[**P, R](
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        connection = self._connection
-        if connection is None:
-            raise Internal("the store is not open")
-        with database_errors(self.path):
+        with self._guard, database_errors(self.path):
+            connection = self._connection
+            if connection is None:
+                raise Internal("the store is not open")
             connection.execute("BEGIN IMMEDIATE" if getattr(work, "writes", True) else "BEGIN")
             try:
                 result = work(connection, *args, **kwargs)
@@ -110,7 +114,11 @@ class Database:
         make_folder(self.path.parent)
         with database_errors(self.path):
             connection = sqlite3.connect(
-                self.path, timeout=self._busy_timeout, isolation_level=None, cached_statements=256
+                self.path,
+                timeout=self._busy_timeout,
+                isolation_level=None,
+                cached_statements=256,
+                check_same_thread=False,
             )
             self._connection = connection
             # Ask first: two processes that set the mode at once would wait for each other.
@@ -149,11 +157,12 @@ class Database:
             raise
 
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("PRAGMA optimize")
-            connection.close()
+        with self._guard:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA optimize")
+                connection.close()
 
 
 def reads[F: Callable[..., object]](work: F) -> F:

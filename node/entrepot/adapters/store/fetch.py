@@ -60,6 +60,8 @@ class Fetch:
         self.lock = lock
         self.geometry = Geometry(opening.length, lock)
         self.content = content
+        #: Whether the catalogue has that the stream is held; for whoever records it.
+        self.recorded_complete = False
         self._row = row
         self._descriptor = descriptor
         self._bitmap = bitmap
@@ -76,6 +78,7 @@ class Fetch:
         self._pending_bytes = 0
         self._recording = False
         self._headers: OrderedDict[int, Header] = OrderedDict()
+        self._etags: dict[int, str] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,19 +134,32 @@ class Fetch:
 
     def header(self, number: int) -> Header | None:
         """The verified header of object ``number``, if it is known from before."""
+        span = self.geometry.miniblocks_of(number)
         with self._state:
             found = self._headers.get(number)
-        if found is None:
+            # A header is recorded together with bits: without one there is nothing to look for.
+            begun = any(index in self._bitmap for index in span)
+        if found is None and begun:
             raw = self._recorder.database.run_from_thread(proofs.header, self._row, self.lock.id, number)
             if raw is not None:
                 found = self._keep(number, raw)
         return found
 
-    def accept_header(self, number: int, raw: bytes) -> Header:
-        """Decodes and verifies the header of object ``number``. Raises ``corrupt-object``."""
+    def origin(self, number: int) -> tuple[Header, str] | None:
+        """The header of object ``number`` that came last, and the etag of the object that it came with, if both are
+        still in memory: where the codec leaves a choice, it tells where miniblocks lie in that object alone."""
+        with self._state:
+            header, etag = self._headers.get(number), self._etags.get(number)
+            return None if header is None or etag is None else (header, etag)
+
+    def accept_header(self, number: int, raw: bytes, etag: str | None = None) -> Header:
+        """Decodes and verifies the header of object ``number``, of an object with this etag. Raises
+        ``corrupt-object``."""
         header = self._keep(number, raw)
         with self._state:
             self._pending_headers[number] = raw
+            if etag is not None and number in self._headers:
+                self._etags[number] = etag
         return header
 
     def _keep(self, number: int, raw: bytes) -> Header:
@@ -151,8 +167,9 @@ class Fetch:
         with self._state:
             self._headers[number] = header
             self._headers.move_to_end(number)
+            self._etags.pop(number, None)
             while len(self._headers) > _HEADERS_KEPT:
-                self._headers.popitem(last=False)
+                self._etags.pop(self._headers.popitem(last=False)[0], None)
         return header
 
     def write_verified(self, header: Header, index: int, data: memoryview | bytes) -> bool:
@@ -341,9 +358,11 @@ class Recorder:
     def notify(self, fetch: Fetch, *, urgent: bool) -> None:
         """Tells that ``fetch`` has something to record, soon or (``urgent``) now."""
         with self._state:
+            asleep = not self._dirty
             self._dirty[id(fetch)] = fetch
-            self._urgent |= urgent
-            self._state.notify_all()
+            if asleep or (urgent and not self._urgent):  # each wake-up takes the interpreter from those who hash
+                self._urgent |= urgent
+                self._state.notify_all()
 
     def close(self) -> None:
         """Records what is left and ends the thread; blocks. May be called again."""

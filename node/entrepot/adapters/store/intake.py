@@ -97,11 +97,12 @@ class Intake:
             found = None if known is None else reader.partial(known)
             if found is None:
                 require_space(self._folder, opening.length, self._settings.reserve)
-                content, descriptor = self._new_file(stream, opening, scope, name)
+                content, descriptor, new = self._new_file(stream, opening, scope, name)
             else:
-                content, descriptor = found, open_writable(found.path)
+                content, descriptor, new = found, open_writable(found.path), False
             try:
-                bitmap = self._resume(reader.known(stream), content, geometry)
+                if not new:
+                    bitmap = self._resume(reader.known(stream), content, geometry)
                 missing = opening.length - bitmap.set_count * lock.miniblock
                 require_space(self._folder, max(0, missing), self._settings.reserve)
             except BaseException:
@@ -127,9 +128,9 @@ class Intake:
         with self._guard:
             self._fetches.discard(fetch)
 
-    def _new_file(self, stream: StreamId, opening: Opening, scope: str, name: str) -> tuple[Content, int]:
+    def _new_file(self, stream: StreamId, opening: Opening, scope: str, name: str) -> tuple[Content, int, bool]:
         """A sparse file under a name never used before, and its row: a late writer of a removed file cannot
-        reach the bytes of its successor."""
+        reach the bytes of its successor. False: another process was first, and the file is its."""
         path = self.new_path(stream)
         make_folder(self._folder / path.parent)
         descriptor = open_writable(self._folder / path, create=True)
@@ -155,11 +156,12 @@ class Intake:
             os.close(descriptor)
             remove_file(self._folder / path)
             raise
-        if content.path != path:  # another process was first
+        new = content.path == path
+        if not new:  # another process was first
             os.close(descriptor)
             remove_file(self._folder / path)
             descriptor = open_writable(self._folder / content.path)
-        return self._reader.located(content), descriptor
+        return self._reader.located(content), descriptor, new
 
     @staticmethod
     def new_path(stream: StreamId) -> Path:
@@ -180,7 +182,7 @@ class Intake:
     def finish(self, fetch: Fetch) -> None:
         """Records all that the fetch wrote and, where it is complete, that the stream is held."""
         fetch.drain()
-        if not fetch.complete or not fetch.content.stored:
+        if not fetch.complete or not fetch.content.stored or fetch.recorded_complete:
             return
         identity = identify(fetch.content.path)
         if identity is None or not self._database.run_from_thread(
@@ -198,3 +200,4 @@ class Intake:
             )
             fetch.fail(error)
             raise error
+        fetch.recorded_complete = True

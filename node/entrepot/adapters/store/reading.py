@@ -30,9 +30,10 @@ from entrepot.adapters.store import catalogue, proofs
 from entrepot.adapters.store.bitmap import Bitmap
 from entrepot.adapters.store.catalogue import Content, Known
 from entrepot.adapters.store.database import Database
-from entrepot.adapters.store.records import ObjectSource
+from entrepot.adapters.store.packing import Packed, pack_object
+from entrepot.adapters.store.records import Holding, ObjectSource
 from entrepot.core.errors import Conflict, Corrupt, EntrepotError, InvalidInput, NotFound
-from entrepot.core.format import encode_header
+from entrepot.core.format import decode_header, encode_header, with_stored_lengths
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import StreamId
 from entrepot.core.lock import SchemaLock
@@ -54,19 +55,28 @@ class _Tree:
 
 
 class Reader:
-    """Reads streams for one store. ``folder`` is where its own files lie."""
+    """Reads streams for one store. ``folder`` is where its own files lie, and ``reserve`` bytes stay free there."""
 
     def __init__(
-        self, database: Database, folder: Path, pool: ThreadPoolExecutor, *, tree_cache: int, live: Live
+        self,
+        database: Database,
+        folder: Path,
+        pool: ThreadPoolExecutor,
+        *,
+        tree_cache: int,
+        live: Live,
+        reserve: int = 0,
     ) -> None:
         self._database = database
         self._folder = folder
         self._pool = pool
         self._tree_cache = tree_cache
         self._live = live
+        self._reserve = reserve
         self._trees: OrderedDict[tuple[StreamId, bytes], _Tree] = OrderedDict()
         self._trees_cost = 0
         self._guard = threading.Lock()
+        self._buffers = threading.local()
 
     # ---- which file
 
@@ -182,6 +192,16 @@ class Reader:
         bitmap = self.bits(content, geometry)
         headers = self._database.run_from_thread(proofs.header_numbers, known.id, lock.id)
         return of_numbers(number for number in sorted(headers) if bitmap.has_all(geometry.miniblocks_of(number)))
+
+    def holding(self, known: Known, lock: SchemaLock) -> Holding | None:
+        """What can be served of a stream as the catalogue has it, None if nothing is left of it."""
+        known = replace(known, contents=tuple(map(self.located, known.contents)))
+        geometry = Geometry(known.opening.length, lock)
+        if self.complete(known) is not None:
+            objects = ((0, geometry.object_count - 1),) if geometry.object_count else ()
+            return Holding(known.stream, known.opening, True, objects)
+        held = self.held_objects(known, lock)
+        return Holding(known.stream, known.opening, False, held) if held else None
 
     def present(self, known: Known) -> int:
         """Bytes of the stream that are here and verified, as the files are now. What was fetched with miniblocks of
@@ -322,8 +342,11 @@ class Reader:
         whole = self.complete(known)
         if whole is not None:
             content, identity = whole
-            tree = self._tree(known, lock, geometry)
-            header = encode_header(stream, known.opening, lock, number, tree.nodes, paths=tree.paths)
+            tree, packed = self._tree(known, lock, geometry), self._packed(content, identity, geometry, number)
+            lengths = None if packed is None else packed.stored_lengths
+            header = encode_header(
+                stream, known.opening, lock, number, tree.nodes, paths=tree.paths, stored_lengths=lengths
+            )
         else:
             found = self.partial(known)
             kept = self._database.run_from_thread(proofs.header, known.id, lock.id, number)
@@ -331,7 +354,13 @@ class Reader:
                 raise self.absent(known)
             if not self.bits(found, geometry).has_all(geometry.miniblocks_of(number)):
                 raise self.absent(known)
-            content, identity, header = found, self._identity(found), kept
+            content, identity = found, self._identity(found)
+            packed = self._packed(content, identity, geometry, number)
+            lengths = None if packed is None else packed.stored_lengths
+            other = decode_header(kept, stream=stream, lock=lock, number=number, opening=known.opening)
+            header = with_stored_lengths(other, lengths)
+        if packed is not None:
+            return self._spooled(stream, number, kind, header, packed, content)
         digest = self._digest(known, lock, number, kind, header, content, identity, offset, length)
         return ObjectSource(
             stream=stream,
@@ -344,6 +373,42 @@ class Reader:
             identity=identity,
             linked=not content.stored,
             content=content.id,
+        )
+
+    def _packed(self, content: Content, identity: FileIdentity, geometry: Geometry, number: int) -> Packed | None:
+        """The object as the lock's codec stores it; None where that is as it lies in the file."""
+        if geometry.lock.codec == "none":
+            return None
+        with self.opened(content, identity) as descriptor:
+
+            def read(buffer: memoryview, offset: int) -> None:
+                if read_into(descriptor, buffer, offset) != len(buffer):
+                    raise self.spoiled(content)
+
+            return pack_object(geometry, number, read, self._folder, self._reserve)
+
+    @staticmethod
+    def _spooled(
+        stream: StreamId, number: int, kind: DigestKind, header: bytes, packed: Packed, content: Content
+    ) -> ObjectSource:
+        """Its digest is taken each time: another version of the library may pack otherwise."""
+        spool, length = packed.spool, sum(packed.stored_lengths)
+        digest = hashlib.new(kind, header, usedforsecurity=False)
+        buffer = memoryview(bytearray(min(BUFFER, length)))
+        for offset in range(0, length, len(buffer)):
+            digest.update(buffer[: read_into(spool.descriptor, buffer, offset)])
+        return ObjectSource(
+            stream=stream,
+            number=number,
+            header=header,
+            path=spool.path,
+            offset=0,
+            length=length,
+            digest=digest.digest(),
+            identity=identify_open(spool.descriptor),
+            linked=False,
+            content=content.id,
+            spool=spool,
         )
 
     def _digest(
@@ -362,7 +427,7 @@ class Reader:
         if cached is not None:
             return cached
         digest = hashlib.new(kind, header, usedforsecurity=False)
-        buffer = memoryview(bytearray(min(BUFFER, length)))
+        buffer = self._buffer()
         with self.opened(content, identity) as descriptor:
             end = offset + length
             while offset < end:
@@ -375,8 +440,17 @@ class Reader:
         self._database.run_from_thread(proofs.put_digest, known.id, lock.id, number, kind, value)
         return value
 
+    def _buffer(self) -> memoryview:
+        """This thread's own: the first touch of new memory costs as much as half of the hash."""
+        found: memoryview | None = getattr(self._buffers, "view", None)
+        if found is None:
+            found = self._buffers.view = memoryview(bytearray(BUFFER))
+        return found
+
     def confirm(self, source: ObjectSource) -> None:
         """See :meth:`Store.confirm`."""
+        if source.spool is not None:
+            return  # nobody else writes there, and the file was what it was when it was packed
         known = self.known(source.stream)
         for content in known.contents:
             if content.id == source.content:

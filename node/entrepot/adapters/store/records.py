@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from entrepot.adapters.files import FileIdentity
+from entrepot.adapters.store.packing import Spool
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.ranges import Pair
 
@@ -75,7 +76,8 @@ class ObjectSource:
     """Where the bytes of one object lie: ``header``, then ``length`` bytes of the file from ``offset`` on.
 
     ``digest`` is that of the whole object, of the kind that was asked for. The file must still be ``identity`` when it
-    is sent (:meth:`Store.confirm`).
+    is sent (:meth:`Store.confirm`). Where the channel's codec made other bytes, the file is a spool of this process:
+    :meth:`release` it when they are not needed any more.
     """
 
     stream: StreamId
@@ -88,6 +90,12 @@ class ObjectSource:
     identity: FileIdentity
     linked: bool
     content: int = field(repr=False)
+    spool: Spool | None = field(default=None, repr=False, compare=False)
+
+    def release(self) -> None:
+        """The object is not sent any more. May be called again."""
+        if self.spool is not None:
+            self.spool.release()
 
     @property
     def size(self) -> int:

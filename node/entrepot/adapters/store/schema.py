@@ -93,4 +93,27 @@ def _digests_by_kind(connection: sqlite3.Connection) -> None:
     connection.execute("DROP TABLE digest_before")
 
 
-MIGRATIONS: Final[Sequence[Migration]] = (_first, _digests_by_kind)
+def _checkpoints(connection: sqlite3.Connection) -> None:
+    """How far the hashing of large files is: a row for each pass, and its Merkle nodes in parts as they came."""
+    connection.execute(
+        """CREATE TABLE checkpoint (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            path BLOB NOT NULL,
+            identity BLOB NOT NULL,
+            level INTEGER NOT NULL,
+            done INTEGER NOT NULL,
+            state BLOB,
+            digest BLOB NOT NULL,
+            at INTEGER NOT NULL)"""
+    )
+    connection.execute("CREATE INDEX checkpoint_by_path ON checkpoint (path)")
+    connection.execute(
+        """CREATE TABLE checkpoint_part (
+            checkpoint INTEGER NOT NULL REFERENCES checkpoint (id) ON DELETE CASCADE,
+            done INTEGER NOT NULL,
+            nodes BLOB NOT NULL,
+            PRIMARY KEY (checkpoint, done))"""
+    )
+
+
+MIGRATIONS: Final[Sequence[Migration]] = (_first, _digests_by_kind, _checkpoints)

@@ -25,6 +25,11 @@ KEPT_FOR: Final = 20.0
 #: Metadata services that are not at a link-local address: AWS over IPv6, Alibaba, Oracle.
 _METADATA: Final = frozenset(ipaddress.ip_address(a) for a in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192"))
 _UNSENT: Final = 256 << 10  # bytes that wait in the system's buffer to be sent
+_UNSENT_MOST: Final = 1 << 20  # … on a connection that sends them in some hundredths of a second
+_RECORD: Final = 16 << 10  # bytes in one record of TLS
+_PIECE_MOST: Final = 256 << 10  # bytes given to TLS at once on a fast connection
+#: Seconds of a connection's rate that may be on their way without counting as progress.
+_AHEAD: Final = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,31 @@ class Target:
 
 @dataclass(slots=True)
 class Connection:
-    """One open connection. ``reused``: the server may have closed it without our seeing it yet."""
+    """One open connection. ``reused``: the server may have closed it without our seeing it yet. ``piece``: bytes to
+    give TLS at once, which gives nothing back before all of them are out."""
 
     http: http.client.HTTPConnection
     target: Target
     reused: bool
+    piece: int = _RECORD
+    unsent: int = 0
 
     @property
     def socket(self) -> socket.socket:
         """The socket, while it is open."""
         assert isinstance(self.http.sock, socket.socket)
         return self.http.sock
+
+    def ran(self, rate: float) -> None:
+        """It sent at ``rate`` bytes/s lately. What was handed to the system counts as sent, and a lease lives on that:
+        on a slow line megabytes would seem sent that are not, on a fast one every wake-up costs more than it tells.
+        What is on its way is not limited by this, so long lines stay fast."""
+        ahead = int(rate * _AHEAD)
+        self.piece = min(max(ahead, _RECORD), _PIECE_MOST)
+        unsent = _UNSENT_MOST if ahead >= _UNSENT_MOST else _UNSENT
+        if unsent != self.unsent and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            self.unsent = unsent
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
 
     def close(self) -> None:
         """Closes it. May be called again."""
@@ -129,10 +148,7 @@ class Connections:
             raise
         connection.socket.settimeout(self._settings.idle_timeout)
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            # What was handed to the system counts as sent, and a lease lives on that: on a slow line megabytes would
-            # seem sent that are not. What is on its way is not limited by this, so fast lines stay fast.
-            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        connection.ran(0.0)
         return connection
 
     def _kept(self, target: Target) -> Connection | None:
@@ -219,22 +235,35 @@ def proxy_headers(proxy: str | None) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
 
-def poll(found: socket.socket, *, read: bool, write: bool, timeout: float) -> tuple[bool, bool]:
-    """Waits until the socket can be read or written: which of the two it is, neither after ``timeout`` seconds."""
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        poller.register(found, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+class Waiter:
+    """Waits for one socket, again and again."""
+
+    def __init__(self, found: socket.socket) -> None:
+        self._socket = found
+        self._poller = select.poll() if hasattr(select, "poll") else None
+        self._mask = 0
+        if self._poller is not None:
+            self._poller.register(found, 0)
+
+    def wait(self, *, read: bool, write: bool, timeout: float) -> tuple[bool, bool]:
+        """Until the socket can be read or written: which of the two it is, neither after ``timeout`` seconds."""
+        if self._poller is None:
+            found = self._socket
+            readers, writers, _ = select.select([found] if read else [], [found] if write else [], [], timeout)
+            return bool(readers), bool(writers)
+        wanted = (select.POLLIN if read else 0) | (select.POLLOUT if write else 0)
+        if wanted != self._mask:
+            self._poller.modify(self._socket, wanted)
+            self._mask = wanted
         mask = 0
-        for _, event in poller.poll(timeout * 1000):
+        for _, event in self._poller.poll(timeout * 1000):
             mask |= event
         broken = bool(mask & (select.POLLERR | select.POLLHUP | select.POLLNVAL))
         return read and (broken or bool(mask & select.POLLIN)), write and bool(mask & select.POLLOUT)
-    readers, writers, _ = select.select([found] if read else [], [found] if write else [], [], timeout)
-    return bool(readers), bool(writers)
 
 
 def readable(found: socket.socket) -> bool:
     """Whether something came, or the other side closed."""
     with contextlib.suppress(OSError, ValueError):
-        return poll(found, read=True, write=False, timeout=0)[0]
+        return Waiter(found).wait(read=True, write=False, timeout=0)[0]
     return True

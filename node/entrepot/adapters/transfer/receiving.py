@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from entrepot.adapters.store.fetch import Fetch
@@ -26,8 +26,9 @@ from entrepot.adapters.transfer.answers import (
 from entrepot.adapters.transfer.connections import Connection, Connections
 from entrepot.adapters.transfer.requests import CancelToken, Moved, SignedRequest
 from entrepot.adapters.transfer.sending import attached, begin
+from entrepot.adapters.transfer.throttle import Throttle
 from entrepot.core.errors import Corrupt, NotFound
-from entrepot.core.format import Header, decode_header, verify_miniblock
+from entrepot.core.format import Header, decode_header, unpack_miniblock, verify_miniblock
 from entrepot.core.geometry import Geometry
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.lock import SchemaLock
@@ -40,6 +41,8 @@ class Download:
     """What attempts share: where the bytes come from and what was learnt on the way.
 
     ``ranges`` turns False when the server answered a range with everything: then whole objects are asked for.
+    ``header``: that of the object with this ``etag``. Where the codec leaves a choice, another holder's object at the
+    same key has another header: ``replaced`` says that what was known before is not that of the object there now.
     """
 
     connections: Connections
@@ -51,11 +54,40 @@ class Download:
     ranges: bool = True
     etag: str | None = None
     moved: int = 0
+    header: Header | None = None
+    replaced: bool = False
+    throttle: Throttle = field(default_factory=lambda: Throttle(None))
 
     @property
     def geometry(self) -> Geometry:
         """The partition of the stream."""
         return Geometry(self.opening.length, self.lock)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the stream and the lock alone say where each miniblock lies in the object."""
+        return self.lock.codec == "none"
+
+    @property
+    def lengths(self) -> range:
+        """How many bytes the object can have, by what is known so far."""
+        if self.header is None or self.exact:
+            return self.geometry.object_lengths(self.number)
+        return range(self.header.object_length, self.header.object_length + 1)
+
+    def arrived(self, etag: str | None, host: str) -> None:
+        """An answer comes from the object with this etag: not necessarily the one of which the header is known."""
+        if self.header is not None and not self.exact and etag != self.etag:
+            self.header, self.etag, self.replaced = None, etag, True
+            raise Setback(unreachable("it has another object than a moment ago", host), at_once=True)
+        self.etag = etag if etag is not None else self.etag
+
+    def learnt(self, header: Header, body: Body) -> Header:
+        """The verified header that ``body`` began with; refused if the object is longer or shorter than it says."""
+        if body.total is not None and body.total != header.object_length:
+            raise self.corrupt(wrong_length(self, body.total), None)
+        self.header = header
+        return header
 
     def corrupt(self, error: Corrupt, index: int | None) -> Corrupt:
         """``error`` with what a report of it needs. ``index``: the miniblock within the object (None: the header);
@@ -73,19 +105,24 @@ class Download:
 
 
 class Body:
-    """The bytes of one answer, from ``position`` in the object on."""
+    """The bytes of one answer, from ``position`` in the object on. ``total``: bytes of the whole object, if it says."""
 
-    def __init__(self, response: http.client.HTTPResponse, host: str, position: int, length: int) -> None:
+    def __init__(
+        self, response: http.client.HTTPResponse, host: str, position: int, length: int, total: int | None
+    ) -> None:
+        self.total = total
         self._response = response
         self._host = host
         self.position = position
         self.end = position + length
+        self.pace: Callable[[int], int] | None = None
 
     def read_into(self, buffer: memoryview) -> None:
         """Fills ``buffer``; a body that ends early is a :class:`Setback`."""
         done = 0
         while done < len(buffer):
-            count = self._response.readinto(buffer[done:])
+            most = len(buffer) - done if self.pace is None else self.pace(len(buffer) - done)
+            count = self._response.readinto(buffer[done : done + most])
             if count == 0:
                 raise Setback(unreachable("its answer ended early", self._host))
             done += count
@@ -107,7 +144,7 @@ def exchange(
     fresh: bool,
 ) -> None:
     """Asks for ``span`` (offset, length) of the object, or all of it, and hands the verified answer to ``take``."""
-    connections, total = download.connections, download.geometry.object_length(download.number)
+    connections = download.connections
     target = connections.target(download.request)
     host = target.host
     if token.is_set():
@@ -120,8 +157,10 @@ def exchange(
             begin(connection, download.request, extra)
             response = connection.http.getresponse()
         with network_errors(host, token):
-            download.etag = response.headers.get("ETag", download.etag)
-            body = _check(download, response, host, span, total)
+            if response.status in (200, 206):
+                download.arrived(response.headers.get("ETag"), host)
+            body = _check(download, response, host, span)
+            body.pace = lambda count: download.throttle.take(count, token)
             take(body)
             _release(connections, connection, response, body, buffer)
 
@@ -145,9 +184,7 @@ def _release(
     connection.close()
 
 
-def _check(
-    download: Download, response: http.client.HTTPResponse, host: str, span: tuple[int, int] | None, total: int
-) -> Body:
+def _check(download: Download, response: http.client.HTTPResponse, host: str, span: tuple[int, int] | None) -> Body:
     status = response.status
     if status not in (200, 206):
         body = error_body(response)
@@ -155,7 +192,9 @@ def _check(
         if status == 416:
             if response.headers.get("Content-Range", "").endswith("/0"):
                 raise _tombstone(download)
-            raise _wrong_length(download, None, total)
+            if (etag := response.headers.get("ETag")) is not None:
+                download.arrived(etag, host)
+            raise wrong_length(download, None)
         refused = refusal(host, response, body)
         raise refused
     length = content_length(response)
@@ -168,18 +207,18 @@ def _check(
     if span is None:
         if status != 200:
             raise Setback(unreachable("it answered with a part that was not asked for", host))
-        if length != total:
-            raise _wrong_length(download, length, total)
-        return Body(response, host, 0, length)
+        if length not in download.lengths:
+            raise wrong_length(download, length)
+        return Body(response, host, 0, length, length)
     if status == 200:
         download.ranges = False
         raise Setback(unreachable("it answered a range with everything", host), at_once=True)
     found = content_range(response)
-    if found is not None and found[2] is not None and found[2] != total:
-        raise _wrong_length(download, found[2], total)
+    if found is not None and found[2] is not None and found[2] not in download.lengths:
+        raise wrong_length(download, found[2])
     if found is None or found[:2] != (span[0], span[0] + span[1] - 1) or length != span[1]:
         raise Setback(unreachable("it answered with another range than was asked for", host))
-    return Body(response, host, span[0], span[1])
+    return Body(response, host, span[0], span[1], found[2])
 
 
 def _tombstone(download: Download) -> NotFound:
@@ -188,7 +227,12 @@ def _tombstone(download: Download) -> NotFound:
     )
 
 
-def _wrong_length(download: Download, length: int | None, total: int) -> Corrupt:
+def wrong_length(download: Download, length: int | None) -> Corrupt:
+    """The error for an object of ``length`` bytes (None: fewer than were asked for). Where its header says how long it
+    is, that is one of what does not fit in it."""
+    total = download.lengths[-1]
+    if not download.exact:
+        return download.corrupt(Corrupt("the object in the bucket has another length than its header says"), None)
     return Corrupt(
         "the object in the bucket has another length than the stream's",
         kind="wrong-length",
@@ -220,7 +264,9 @@ def receive_object(
     if not missing:
         return
     count = len(download.geometry.miniblocks_of(number))
-    header = fetch.header(number)
+    if not (download.exact or download.replaced or download.header) and (origin := fetch.origin(number)) is not None:
+        download.header, download.etag = origin
+    header = fetch.header(number) if download.exact else download.header
     if not download.ranges or (header is None and len(missing) == count):
         exchange(
             download,
@@ -245,7 +291,7 @@ def receive_object(
             token=token,
             fresh=fresh,
         )
-        header = fetch.header(number)
+        header = fetch.header(number) if download.exact else download.header
         assert header is not None
     known = header
     for run in _runs(missing):
@@ -264,9 +310,10 @@ def _take_header(download: Download, fetch: Fetch, body: Body) -> Header:
     raw = bytearray(download.geometry.header_length(download.number))
     body.read_into(memoryview(raw))
     try:
-        return fetch.accept_header(download.number, bytes(raw))
+        header = fetch.accept_header(download.number, bytes(raw), download.etag)
     except Corrupt as error:
         raise download.corrupt(error, None) from error
+    return download.learnt(header, body)
 
 
 def _take_all(
@@ -299,10 +346,11 @@ def _take_run(
         data = buffer[:length]
         body.read_into(data)
         try:
-            fetch.write_verified(header, index, data)
+            plain = unpack_miniblock(header, index, data)
+            fetch.write_verified(header, index, plain)
         except Corrupt as error:
             raise download.corrupt(error, index) from error
-        download.moved += length
+        download.moved += len(plain)
         if progress is not None:
             progress(download.moved)
 
@@ -328,6 +376,7 @@ def receive_range(
     """The verified bytes of consecutive miniblocks, numbered within the object; and the header for the next time."""
     number, geometry = download.number, download.geometry
     length = geometry.header_length(number)
+    header = header if download.exact else download.header
     data = bytearray()
 
     def take(body: Body) -> None:
@@ -342,6 +391,7 @@ def receive_range(
                 )
             except Corrupt as error:
                 raise download.corrupt(error, None) from error
+            download.learnt(header, body)
         assert header is not None
         if body.end == length:
             return
@@ -350,25 +400,37 @@ def receive_range(
             body.skip_to(offset, buffer)
             body.read_into(buffer[:stored])
             try:
-                verify_miniblock(header, index, buffer[:stored])
+                plain = unpack_miniblock(header, index, buffer[:stored])
+                verify_miniblock(header, index, plain)
             except Corrupt as error:
                 raise download.corrupt(error, index) from error
-            data.extend(buffer[:stored])
+            data.extend(plain)
 
-    first = geometry.object_span(number)[0]
-    start = length + geometry.miniblock_span(geometry.miniblocks_of(number)[wanted[0]])[0] - first
-    offset, stored = geometry.miniblock_span(geometry.miniblocks_of(number)[wanted[-1]])
-    end = length + offset + stored - first
-    spans: list[tuple[int, int] | None]
-    if not download.ranges:
-        spans = [None]
-    elif header is None and start == length:
-        spans = [(0, end)]
-    elif header is None:
-        spans = [(0, length), (start, end - start)]
-    else:
-        spans = [(start, end - start)]
-    for span in spans:
+    def ask(span: tuple[int, int] | None) -> None:
         exchange(download, span, take, buffer=buffer, token=token, fresh=fresh)
+
+    if not download.ranges:
+        ask(None)
+    else:
+        if header is None and not download.exact:
+            ask((0, length))
+        start, end = _span(geometry, number, wanted) if header is None else _stored(header, wanted)
+        if header is None and start == length:
+            start = 0
+        elif header is None:
+            ask((0, length))
+        ask((start, end - start))
     assert header is not None
     return header, bytes(data)
+
+
+def _stored(header: Header, wanted: range) -> tuple[int, int]:
+    """Where in the object these miniblocks begin and end."""
+    return header.offsets[wanted[0]], header.offsets[wanted[-1] + 1]
+
+
+def _span(geometry: Geometry, number: int, wanted: range) -> tuple[int, int]:
+    """The same without the header, where nothing is packed."""
+    own, before = geometry.miniblocks_of(number), geometry.header_length(number) - geometry.object_span(number)[0]
+    last, size = geometry.miniblock_span(own[wanted[-1]])
+    return before + geometry.miniblock_span(own[wanted[0]])[0], before + last + size

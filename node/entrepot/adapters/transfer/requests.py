@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
 
+from entrepot.core.rate import Bandwidth
+
 #: This program's version.
 VERSION: Final = version("entrepot")
 #: Told the bytes moved so far in this call, from a worker thread.
@@ -42,7 +44,7 @@ def agent(transfer: str | None) -> str:
 class TransferSettings:
     """How bytes are moved. Times in seconds, sizes in bytes."""
 
-    slots: int = 8  #: transfers at once, each in a thread with one buffer
+    slots: int = 16  #: transfers at once, each in a thread with one buffer; fewer if their buffers exceed 4 MiB each
     connect_timeout: float = 10.0
     idle_timeout: float = 30.0  #: without a byte moving
     total_timeout: float = 900.0  #: for one request: a signed URL's life
@@ -51,6 +53,7 @@ class TransferSettings:
     backoff_limit: float = 8.0
     retry_after_limit: float = 30.0  #: a server may ask for no longer a pause
     buffer: int = 1 << 20
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)  #: the most bytes/s of objects, of all transfers together
     ca_file: str | None = None  #: certificates to trust besides the system's
     http_proxy: str | None = field(default=None, repr=False)
     https_proxy: str | None = field(default=None, repr=False)

@@ -13,7 +13,10 @@ import io
 import os
 import socket
 import ssl
+import sys
+import time
 from collections.abc import Iterator
+from typing import Final
 
 from entrepot.adapters.files import identify_open, open_source, read_into
 from entrepot.adapters.store.records import ObjectSource
@@ -26,11 +29,16 @@ from entrepot.adapters.transfer.answers import (
     refusal,
     unreachable,
 )
-from entrepot.adapters.transfer.connections import Connection, Connections, poll, proxy_headers
+from entrepot.adapters.transfer.connections import Connection, Connections, Waiter, proxy_headers
 from entrepot.adapters.transfer.requests import CancelToken, Moved, PutOutcome, SignedRequest
+from entrepot.adapters.transfer.throttle import Throttle
 from entrepot.core.errors import Conflict, InvalidInput
 
-_RECORD = 16 << 10  # bytes in one record of TLS
+#: The most bytes handed to the system before it is looked whether an answer came.
+_TURN: Final = 1 << 20
+#: The system moves bytes from file to socket itself; elsewhere its calls differ, and reading first is not much slower.
+_DIRECT: Final = sys.platform == "linux" and hasattr(os, "sendfile")
+_MORE: Final = getattr(socket, "MSG_MORE", 0)  # what follows goes into the same packet
 _EXISTS = (409, 412)
 #: How Azure refuses, with 403, to let a URL that may only create replace something.
 _OVERWRITES = frozenset({"UnauthorizedBlobOverwrite", "AuthorizationPermissionMismatch"})
@@ -47,6 +55,7 @@ def put(
     token: CancelToken,
     fresh: bool,
     attempt: int,
+    throttle: Throttle,
 ) -> PutOutcome:
     """Sends one object. Raises :class:`Setback` where another attempt may help."""
     for name, value in request.headers.items():
@@ -64,7 +73,7 @@ def put(
         with attached(connection, token), network_errors(host, token, stale=connection.reused):
             try:
                 begin(connection, request, {"Content-Length": str(source.size)})
-                early = _send(connection, source, descriptor, buffer, idle_timeout, progress, token)
+                early = _send(connection, source, descriptor, buffer, idle_timeout, progress, token, throttle)
                 response = early if early is not None else connection.http.getresponse()
             except (BrokenPipeError, ConnectionResetError):
                 found = _last_words(connection)
@@ -134,40 +143,124 @@ def _send(
     idle_timeout: float,
     progress: Moved | None,
     token: CancelToken,
+    throttle: Throttle,
 ) -> http.client.HTTPResponse | None:
     """Sends the body; returns the answer if it came before the end."""
-    sent = 0
-    for piece in _pieces(source, descriptor, buffer):
-        view = piece
-        while view:
+    found = connection.socket
+    outlet, waiter = _Outlet(connection, source, descriptor, buffer), Waiter(found)
+    patience, allowed = found.gettimeout(), 0
+    marked, mark = 0, time.monotonic()
+    found.settimeout(0)
+    try:
+        while outlet.sent < source.size:
             if token.is_set():
                 raise cancelled()
-            can_read, can_write = poll(connection.socket, read=True, write=True, timeout=idle_timeout)
-            if can_read and (first := _first_byte(connection.socket)) is not None:
+            if not allowed:
+                allowed = throttle.take(min(source.size - outlet.sent, _TURN), token)
+            write = not outlet.listening
+            can_read, can_write = waiter.wait(read=True, write=write, timeout=idle_timeout)
+            if can_read and (first := _first_byte(found)) is not None:
                 if not first:
                     raise ConnectionResetError("the server closed the connection before it had everything")
+                found.settimeout(patience)
                 return _answer(connection, first)
             if not (can_read or can_write):
                 raise TimeoutError
-            if can_write:
-                # TLS gives nothing back before all of it is out: not more than one record, lest an answer be missed.
-                count = connection.socket.send(view[:_RECORD] if connection.target.secure else view)
-                view = view[count:]
-                sent += count
+            count = outlet.push(allowed)
+            if count:
+                allowed -= count
+                if outlet.sent - marked >= _TURN:
+                    now = time.monotonic()
+                    connection.ran((outlet.sent - marked) / max(now - mark, 1e-6))
+                    marked, mark = outlet.sent, now
                 if progress is not None:
-                    progress(sent)
-    return None
+                    progress(outlet.sent)
+        return None
+    finally:
+        throttle.give_back(allowed)
+        found.settimeout(patience)
 
 
-def _pieces(source: ObjectSource, descriptor: int, buffer: memoryview) -> Iterator[memoryview]:
-    yield memoryview(source.header)
-    offset, end = source.offset, source.offset + source.length
-    while offset < end:
-        piece = buffer[: min(len(buffer), end - offset)]
-        if read_into(descriptor, piece, offset) != len(piece):
-            raise Conflict(f"{source.path} became shorter while it was sent", kind="changed", path=str(source.path))
-        yield piece
-        offset += len(piece)
+class _Outlet:
+    """The bytes of one object on their way into one socket that never blocks. ``sent``: bytes that are out;
+    ``listening``: TLS wants to hear something before it sends on."""
+
+    def __init__(self, connection: Connection, source: ObjectSource, descriptor: int, buffer: memoryview) -> None:
+        self.sent = 0
+        self.listening = False
+        self._connection = connection
+        self._socket = connection.socket
+        self._source = source
+        self._descriptor = descriptor
+        self._buffer = buffer
+        self._direct = _DIRECT and not connection.target.secure
+        self._header = memoryview(source.header)
+        self._piece = memoryview(b"")  # what was read and is not sent
+        self._begun = 0  # bytes that TLS was given and may have sent in part: it is given the same ones again
+
+    def push(self, most: int) -> int:
+        """Sends up to ``most`` bytes, as many as there is room for; returns how many. Raises ``changed``."""
+        self.listening = False
+        try:
+            count = self._push(most)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return 0
+        except ssl.SSLWantReadError:
+            self.listening = True
+            return 0
+        self.sent += count
+        return count
+
+    def _push(self, most: int) -> int:
+        at = self.sent - len(self._header)
+        if self._direct and at >= 0:
+            count = self._pass(self._source.offset + at, min(most, self._source.length - at))
+            if count is not None:
+                return count
+            self._direct = False
+        if self._connection.target.secure:
+            return self._encrypt(most)
+        if at < 0:
+            return self._socket.send(self._header[self.sent :][:most], _MORE if self._source.length else 0)
+        count = self._socket.send(self._read(at)[:most])
+        self._piece = self._piece[count:]
+        return count
+
+    def _pass(self, offset: int, most: int) -> int | None:
+        """From the file into the socket; None where this file cannot be passed on so."""
+        try:
+            count = os.sendfile(self._socket.fileno(), self._descriptor, offset, most)
+        except (BlockingIOError, ConnectionError):
+            raise
+        except OSError:
+            return None  # reading it tells what is wrong with the file, sending what is wrong with the socket
+        if not count:
+            raise self._shorter()
+        return count
+
+    def _encrypt(self, most: int) -> int:
+        at = self.sent - len(self._header)
+        view = self._header[self.sent :] if at < 0 else self._read(at)
+        count = self._begun or min(len(view), most, self._connection.piece)
+        self._begun = count
+        count = self._socket.send(view[:count])
+        self._begun = 0
+        if at >= 0:
+            self._piece = self._piece[count:]
+        return count
+
+    def _read(self, at: int) -> memoryview:
+        """The next bytes of the file, from ``at`` within the object's on; what was read before is not read again."""
+        if not self._piece:
+            piece = self._buffer[: min(len(self._buffer), self._source.length - at)]
+            if read_into(self._descriptor, piece, self._source.offset + at) != len(piece):
+                raise self._shorter()
+            self._piece = piece
+        return self._piece
+
+    def _shorter(self) -> Conflict:
+        path = self._source.path
+        return Conflict(f"{path} became shorter while it was sent", kind="changed", path=str(path))
 
 
 def _first_byte(found: socket.socket) -> bytes | None:

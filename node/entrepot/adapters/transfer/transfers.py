@@ -6,8 +6,9 @@ import asyncio
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import AsyncIterator, Callable, Container
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -25,6 +26,7 @@ from entrepot.adapters.transfer.requests import (
     TransferSettings,
 )
 from entrepot.adapters.transfer.sending import put
+from entrepot.adapters.transfer.throttle import Throttle
 from entrepot.adapters.transfer.trial import reach
 from entrepot.core.errors import Corrupt, EntrepotError, Internal, InvalidInput, RetryLater
 from entrepot.core.format import Header
@@ -54,8 +56,10 @@ class Transfers:
         self.settings = settings = settings if settings is not None else TransferSettings()
         if settings.slots < 1 or settings.attempts < 1 or settings.buffer < 4096:
             raise InvalidInput("slots and attempts are at least 1, the buffer 4 KiB", kind="invalid-setting")
+        self._up, self._down = Throttle(settings.bandwidth.up), Throttle(settings.bandwidth.down)
         self._connections = Connections(settings)
         self._slots = asyncio.Semaphore(settings.slots)
+        self._entrance = asyncio.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._all = CancelToken()
         self._buffers = threading.local()
@@ -107,6 +111,7 @@ class Transfers:
                 token=token,
                 fresh=fresh,
                 attempt=attempts,
+                throttle=self._up,
             )
 
         return await self._told("up", work, cancel, lambda _: source.size, lambda outcome: outcome.exists)
@@ -120,13 +125,17 @@ class Transfers:
         cancel: CancelToken | None = None,
         *,
         miniblocks: Container[int] | None = None,
+        hindered: Callable[[EntrepotError], None] | None = None,
     ) -> int:
         """Downloads what ``fetch`` lacks of object ``number``; returns the verified bytes that came.
 
         With ``miniblocks`` only those, numbered within the object from zero. ``progress(bytes)`` counts what came,
-        from a worker thread. What came before an error stays in the fetch.
+        from a worker thread. ``hindered`` is told why an attempt failed that another follows. What came before an
+        error stays in the fetch.
         """
-        download = Download(self._connections, request, fetch.stream, fetch.lock, fetch.opening, number)
+        download = Download(
+            self._connections, request, fetch.stream, fetch.lock, fetch.opening, number, throttle=self._down
+        )
         size = max(fetch.lock.miniblock, self.settings.buffer)
 
         def work(token: CancelToken, fresh: bool) -> int:
@@ -141,7 +150,7 @@ class Transfers:
             )
             return download.moved
 
-        return await self._told("down", work, cancel, lambda _: download.moved)
+        return await self._told("down", work, cancel, lambda _: download.moved, hindered=hindered, room=size)
 
     async def get_range(
         self,
@@ -162,7 +171,7 @@ class Transfers:
             raise InvalidInput(f"the object has miniblocks 0 to {count - 1}")
         if not miniblocks:
             return b""
-        download = Download(self._connections, request, stream, lock, opening, number)
+        download = Download(self._connections, request, stream, lock, opening, number, throttle=self._down)
         key = (stream, lock.id, number)
         size = max(lock.miniblock, self.settings.buffer)
 
@@ -176,7 +185,9 @@ class Transfers:
                 fresh=fresh,
             )
 
-        header, data = await self._told("down", work, cancel, lambda found: 0 if found is None else len(found[1]))
+        header, data = await self._told(
+            "down", work, cancel, lambda found: 0 if found is None else len(found[1]), room=size
+        )
         if header.length <= _LARGEST_KEPT_HEADER:
             self._headers[key] = header
             self._headers.move_to_end(key)
@@ -206,6 +217,8 @@ class Transfers:
         cancel: CancelToken | None,
         size: Callable[[R | None], int],
         exists: Callable[[R], bool] = lambda _: False,
+        hindered: Callable[[EntrepotError], None] | None = None,
+        room: int = 0,
     ) -> R:
         """:meth:`_attempts`, told to the metrics. The time counts from the first attempt's begin."""
         watch: Stopwatch | None = None
@@ -217,7 +230,7 @@ class Transfers:
 
         outcome, found = "cancelled", None
         try:
-            found = await self._attempts(direction, timed, cancel)
+            found = await self._attempts(direction, timed, cancel, hindered, room)
             outcome = "exists" if exists(found) else "ok"
             return found
         except EntrepotError as error:
@@ -227,16 +240,22 @@ class Transfers:
             self._metrics.moved(direction, outcome, size(found), 0.0 if watch is None else watch.seconds)
 
     async def _attempts[R](
-        self, direction: Direction, work: Callable[[CancelToken, bool], R], cancel: CancelToken | None
+        self,
+        direction: Direction,
+        work: Callable[[CancelToken, bool], R],
+        cancel: CancelToken | None,
+        hindered: Callable[[EntrepotError], None] | None = None,
+        room: int = 0,
     ) -> R:
-        """Runs ``work(token, fresh)`` until it succeeds, fails for good, or was tried often enough."""
+        """Runs ``work(token, fresh)`` until it succeeds, fails for good, or was tried often enough. ``room``: bytes of
+        its buffer."""
         settings, tried, corrupt, stale = self.settings, 0, 0, 0
         while True:
             pause = 0.0
             try:
                 if stale or tried or corrupt:
                     self._metrics.tried_again(direction)
-                return await self._attempt(work, bool(stale or tried), cancel)
+                return await self._attempt(work, bool(stale or tried), cancel, room)
             except Corrupt as error:
                 corrupt += 1
                 if error.kind != "corrupt-object" or corrupt >= _CORRUPT_TRIES:
@@ -248,6 +267,8 @@ class Transfers:
                 tried += 1
                 if tried >= settings.attempts:
                     raise setback.error from setback
+                if hindered is not None:
+                    hindered(setback.error)
                 pause = random.uniform(0, min(settings.backoff_limit, settings.backoff * 2 ** (tried - 1)))  # noqa: S311
                 if setback.after is not None:
                     pause = max(pause, min(setback.after, settings.retry_after_limit))
@@ -264,9 +285,25 @@ class Transfers:
                 return
             await asyncio.sleep(min(left, 0.1))
 
-    async def _attempt[R](self, work: Callable[[CancelToken, bool], R], fresh: bool, cancel: CancelToken | None) -> R:
+    @asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        """A thread, and memory for its buffer: larger ones take the places of several threads."""
+        count, held = min(max(-(-size // _LARGEST_KEPT_BUFFER), 1), self.settings.slots), 0
+        try:
+            async with self._entrance:  # one after the other: nobody holds some places and waits for those of others
+                while held < count:
+                    await self._slots.acquire()
+                    held += 1
+            yield
+        finally:
+            for _ in range(held):
+                self._slots.release()
+
+    async def _attempt[R](
+        self, work: Callable[[CancelToken, bool], R], fresh: bool, cancel: CancelToken | None, room: int
+    ) -> R:
         """One attempt in a thread. Whatever ends it, the thread is done with the caller's things on return."""
-        async with self._slots:
+        async with self._room(room):
             threads = self._threads
             if threads is None:
                 raise Internal("the transfers are not open")

@@ -1,8 +1,9 @@
 """The provider: a daemon session that offers what it holds and uploads what it is granted.
 
 A :class:`Provider` is told what happened and when, and answers with what to do next. A grant passes through
-preparing (header and digest from the store), accepting (the hub signs), uploading and reporting; the hub's answer to
-``done`` ends it. Every message may be lost: accept and done are repeated until answered.
+preparing (header and digest from the store), accepting (the hub signs), waiting for a slot, uploading and reporting;
+the hub's answer to ``done`` ends it. What waits for a slot until its lease is nearly over is handed back. Every message
+may be lost: accept and done are repeated until answered.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+
+import msgspec
 
 from entrepot.core.errors import EntrepotError, RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
@@ -31,6 +34,8 @@ from entrepot.core.ranges import MAX_PAIRS, Pair
 
 #: Seconds for which an unanswered ``done`` is repeated; the hub looks by itself after that.
 DONE_PATIENCE = 30.0
+#: Where an upload takes this part of a lease or less, what comes next is accepted before a slot is free.
+QUICK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,17 @@ class Stage(Enum):
     QUEUED = "queued"
     PREPARING = "preparing"
     ACCEPTING = "accepting"
+    WAITING = "waiting"
     UPLOADING = "uploading"
     REPORTING = "reporting"
+
+
+#: What was accepted and still waits for a slot is handed back this part of a lease before its own is over.
+_BEFORE_END = 8
+#: Stages that end with the lease: nothing renews it yet.
+_LEASED = (Stage.QUEUED, Stage.ACCEPTING, Stage.WAITING)
+#: Stages that take a slot, or will soon.
+_ACTIVE = (Stage.PREPARING, Stage.ACCEPTING, Stage.WAITING, Stage.UPLOADING)
 
 
 @dataclass(slots=True)
@@ -103,6 +117,8 @@ class _Task:
     stage: Stage
     lease_until: float
     accept: Accept | None = None
+    put: Signed | None = None
+    began_at: float = 0.0
     again_at: float | None = None
     sent: int = 0
     told: int = 0
@@ -119,6 +135,7 @@ class Provider:
         self.session = session
         self._settings = settings
         self._tasks: dict[bytes, _Task] = {}
+        self._took = float("inf")  # seconds that the last upload took
 
     @property
     def free(self) -> int:
@@ -145,8 +162,11 @@ class Provider:
         return [SendOffer(seek.hub, offer)]
 
     def granted(self, grant: Grant, now: float) -> list[Effect]:
-        """A grant arrived. A repeated one changes nothing, one too many is declined at once."""
+        """A grant arrived. A repeated one changes nothing, one too many is declined at once, one that another holder
+        has now is given up: unless its bytes are all out, which the hub is told then as ever."""
         task = self._tasks.get(grant.grant)
+        if grant.stop is True:
+            return self._stopped(grant.grant, now)
         if task is not None:
             return []
         if len(self._tasks) >= self._settings.slots + self._settings.queue:
@@ -156,8 +176,11 @@ class Provider:
         self._tasks[grant.grant] = task
         return self._start(now)
 
-    def prepared(self, grant: bytes, header: bytes, digest: bytes, now: float) -> list[Effect]:
-        """The store gave the object's header and the digest of the whole object that the grant asked for."""
+    def prepared(
+        self, grant: bytes, header: bytes, digest: bytes, now: float, *, length: int | None = None
+    ) -> list[Effect]:
+        """The store gave the object's header and the digest of the whole object that the grant asked for; ``length``:
+        bytes of the object, where the header alone says it."""
         task = self._at(grant, Stage.PREPARING)
         if task is None:
             return []
@@ -168,6 +191,7 @@ class Provider:
             session=self.session,
             header=header if len(header) <= MAX_HEADER else b"",
             digest=digest,
+            length=msgspec.UNSET if length is None or len(header) <= MAX_HEADER else length,
         )
         return [SendAccept(task.accept)]
 
@@ -186,11 +210,11 @@ class Provider:
                 return self.accept_unanswered(grant, error, now)
             del self._tasks[grant]
             return self._start(now)
-        task.stage = Stage.UPLOADING
+        task.stage = Stage.WAITING
+        task.put = reply.put
         task.again_at = None
         task.lease_until = now + reply.lease / 1000
-        task.told_at = now
-        return [Upload(task.grant, reply.put)]
+        return self._start(now)
 
     def accept_unanswered(self, grant: bytes, error: EntrepotError, now: float) -> list[Effect]:
         """The accept got no answer: it is repeated while the lease may hold."""
@@ -214,6 +238,9 @@ class Provider:
 
     def uploaded(self, grant: bytes, error: EntrepotError | None, now: float) -> list[Effect]:
         """The PUT ended, well or not. Whichever: the hub is told to look."""
+        task = self._at(grant, Stage.UPLOADING)
+        if task is not None:
+            self._took = now - task.began_at if error is None else float("inf")
         return self._report(grant, error, now)
 
     def done_answered(self, grant: bytes, ack: Ack, now: float) -> list[Effect]:
@@ -243,8 +270,12 @@ class Provider:
         """Time passed: call at :meth:`timer` or later."""
         effects: list[Effect] = []
         for grant, task in list(self._tasks.items()):
-            if task.stage in (Stage.QUEUED, Stage.ACCEPTING) and now >= task.lease_until:
-                del self._tasks[grant]
+            if task.stage in _LEASED and now >= self._ends(task):
+                if task.stage is Stage.WAITING:  # the hub counts on it: others may have a slot
+                    error = RetryLater("no upload slot came free in time", kind="busy")
+                    effects += self._report(grant, error, now)
+                else:
+                    del self._tasks[grant]
             elif task.again_at is not None and now >= task.again_at:
                 task.again_at = None
                 if task.stage is Stage.ACCEPTING and task.accept is not None:
@@ -256,7 +287,7 @@ class Provider:
     def timer(self) -> float | None:
         """When :meth:`tick` wants to be called next."""
         times = [task.again_at for task in self._tasks.values() if task.again_at is not None]
-        times += [t.lease_until for t in self._tasks.values() if t.stage in (Stage.QUEUED, Stage.ACCEPTING)]
+        times += [self._ends(t) for t in self._tasks.values() if t.stage in _LEASED]
         return min(times, default=None)
 
     def withdraw(self, now: float) -> list[Effect]:
@@ -271,19 +302,41 @@ class Provider:
         self._tasks.clear()
         return effects
 
+    def _stopped(self, grant: bytes, now: float) -> list[Effect]:
+        task = self._tasks.get(grant)
+        if task is None or task.stage is Stage.REPORTING:
+            return []
+        del self._tasks[grant]
+        stop: list[Effect] = [StopUpload(grant)] if task.stage is Stage.UPLOADING else []
+        return stop + self._start(now)
+
+    def _ends(self, task: _Task) -> float:
+        """When a task of a stage that nothing renews is given up."""
+        return task.lease_until - (self._settings.lease / _BEFORE_END if task.stage is Stage.WAITING else 0.0)
+
     def _busy(self) -> int:
-        active = (Stage.PREPARING, Stage.ACCEPTING, Stage.UPLOADING)
-        return sum(task.stage in active for task in self._tasks.values())
+        return sum(task.stage in _ACTIVE for task in self._tasks.values())
 
     def _start(self, now: float) -> list[Effect]:
+        """Have what is accepted uploaded while there are slots, and the next objects prepared and accepted: where an
+        upload is quick, while the slots are still taken, so that none is idle for that long."""
         effects: list[Effect] = []
+        slots, uploading, active = self._settings.slots, self._uploading(), self._busy()
+        most = 2 * slots if self._took <= self._settings.lease / QUICK else slots
         for task in self._tasks.values():
-            if self._busy() >= self._settings.slots:
-                break
-            if task.stage is Stage.QUEUED and now < task.lease_until:
+            if task.stage is Stage.WAITING and task.put is not None and uploading < slots and now < task.lease_until:
+                uploading += 1
+                task.stage = Stage.UPLOADING
+                task.told_at = task.began_at = now
+                effects.append(Upload(task.grant, task.put))
+            elif task.stage is Stage.QUEUED and active < most and now < task.lease_until:
+                active += 1
                 task.stage = Stage.PREPARING
                 effects.append(Prepare(task.grant))
         return effects
+
+    def _uploading(self) -> int:
+        return sum(task.stage is Stage.UPLOADING for task in self._tasks.values())
 
     def _at(self, grant: bytes, stage: Stage) -> _Task | None:
         task = self._tasks.get(grant)

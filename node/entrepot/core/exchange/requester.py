@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
+from entrepot.core.exchange.concurrency import Concurrency
 from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.messages import (
@@ -27,7 +28,7 @@ from entrepot.core.messages import (
     Want,
     WantReply,
 )
-from entrepot.core.ranges import MAX_PAIRS, Pair, as_set, common, front, less, rotated, without
+from entrepot.core.ranges import LAST_NUMBER, MAX_PAIRS, Pair, as_set, common, front, less, rotated, without
 
 #: A reader meets so many corrupt copies (etags) of one object before it gives up; while it is the same one, the hub is
 #: given time to judge, and the deadline ends it.
@@ -91,8 +92,9 @@ type Effect = Learned | Ask | Tell | Fetch | StopFetch | Finish | Fail
 
 class Requester:
     """One get of one stream. ``in_order``: the reader needs objects in the order of its wish; otherwise what is ready
-    goes first. ``keep``: the want outlives this process until its deadline. ``transfer``: 8 random bytes that name this
-    get in everybody's logs. ``now`` is any monotonic clock, in seconds."""
+    goes first. ``keep``: the want outlives this process until its deadline. ``whole``: nothing of the stream is here,
+    so its first objects are wanted before anything is known of it, and a small stream takes one want. ``transfer``:
+    8 random bytes that name this get in everybody's logs. ``now`` is any monotonic clock, in seconds."""
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class Requester:
         opening: Opening | None = None,
         in_order: bool = False,
         keep: bool = False,
+        whole: bool = False,
         deadline: float | None = None,
         transfer: bytes | None = None,
     ) -> None:
@@ -112,11 +115,16 @@ class Requester:
         self.opening = opening
         self.ended = False
         self.sources: dict[int, int] = {}  # object number → times its state was seen uploading
+        #: How many objects are fetched at once; who fetches them tells it what each request brought.
+        self.concurrency = Concurrency(settings.fetches, max(settings.fetches, settings.fetches_most))
         self._lock = lock
         self._session = session
         self._settings = settings
         self._in_order = in_order
         self._keep = keep
+        self._whole = whole and opening is None
+        #: What was heard of objects before it was known which of them are missing here.
+        self._early: dict[int, ObjectState] = {}
         self._patience = settings.want_deadline if deadline is None else deadline
         self._deadline = float("inf")
         self._todo: tuple[Pair, ...] | None = None
@@ -148,6 +156,8 @@ class Requester:
     def begin(self, missing: Sequence[Pair], now: float) -> list[Effect]:
         """The objects (in the order of wish) that are missing here."""
         self._todo = tuple(missing)
+        early, self._early = self._early, {}
+        self._know(tuple(early.values()), now)
         return self._step(now)
 
     def replied(self, reply: WantReply, now: float) -> list[Effect]:
@@ -167,6 +177,7 @@ class Requester:
         self._ask_at = min((now + again, *rests))
         effects = self._learn(reply.opening, now)
         if self.ended or self._todo is None:
+            self._hear_early(reply.objects)
             return effects
         self._know(reply.objects, now)
         if not self._in_order:
@@ -193,6 +204,7 @@ class Requester:
             return []
         effects = self._learn(state.opening, now)
         if self.ended or self._todo is None:
+            self._hear_early(state.objects)
             return effects
         self._know(state.objects, now)
         return effects + self._step(now)
@@ -313,9 +325,14 @@ class Requester:
         if not proved:
             return self._fail(Corrupt("the hub's opening does not prove the stream id", kind="corrupt"))
         self.opening = opening
-        self._asked = frozenset()
+        if not self._whole:
+            self._asked = frozenset()
         self._deadline = max(self._deadline, now + self._patience)
         return [Learned(opening)]
+
+    def _hear_early(self, objects: Sequence[ObjectState]) -> None:
+        if self._whole and len(self._early) < MAX_OBJECTS:
+            self._early.update((state.number, state) for state in objects)
 
     def _know(self, objects: Sequence[ObjectState], now: float) -> None:
         for state in objects:
@@ -344,7 +361,7 @@ class Requester:
         effects: list[Effect] = []
         window = self._window()
         for number in window:
-            if len(self._fetching) >= self._settings.fetches:
+            if len(self._fetching) >= self.concurrency.limit:
                 break
             state = self._known.get(number)
             if state is None or state.state != "ready" or state.get is None or number in self._fetching:
@@ -371,7 +388,8 @@ class Requester:
         return front(self._todo or (), min(self._settings.window + len(self._fetching), MAX_OBJECTS))
 
     def _ask(self, now: float) -> list[Effect]:
-        numbers = self._window() if self._todo is not None else ()
+        unknown = self._whole and self._todo is None
+        numbers = tuple(range(self._settings.window)) if unknown else self._window()
         self._asking = True
         self._asked, self._asked_first = frozenset(numbers), numbers[:1]
         self._ask_at = now + self._settings.again
@@ -380,7 +398,7 @@ class Requester:
             lock=self._lock,
             stream=self.stream.raw,
             session=self._session,
-            ranges=(self._todo or ())[:MAX_PAIRS],
+            ranges=((0, LAST_NUMBER),) if unknown else (self._todo or ())[:MAX_PAIRS],
             window=max(len(numbers), 1),
             deadline=int((left if self._keep else min(left, self._patience)) * 1000),
             keep=self._keep,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
+
+#: How many times the rate that is needed a throttled transfer has.
+_SPARE: Final = 4.0
+_MINIBLOCK: Final = 1 << 20  # bytes: what is verified at once, usually
+_OBJECT: Final = 4 << 20  # bytes: what is uploaded at once, usually
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +32,9 @@ class ExchangeSettings:
     put_grace: float = 300.0
     #: Objects that a requester wants beyond those it is fetching.
     window: int = 8
-    #: Objects that a requester fetches at once.
+    #: Objects that a requester fetches at once in the beginning, and at most: it adapts to what that brings.
     fetches: int = 4
+    fetches_most: int = 16
     #: Objects that a provider uploads at once.
     slots: int = 4
     #: Grants that a provider keeps waiting for a slot before it calls itself busy.
@@ -58,6 +65,19 @@ class ExchangeSettings:
     #: First and longest time after which a requester asks again.
     again: float = 1.0
     again_most: float = 60.0
+
+    def throttled(self, up: float | None, down: float | None) -> ExchangeSettings:
+        """These settings for a node that may move so many bytes/s (None: any number): so few objects at once that each
+        upload keeps its lease, no more waiting for their turn than begin while theirs holds, and something verified
+        long before a want ends."""
+        slots, queue = self.slots, self.queue
+        if up is not None:
+            slots = min(slots, max(int(up / (_SPARE * self.floor_rate)), 1))
+            queue = min(queue, int(up * self.lease / _SPARE / _OBJECT))
+        most = self.fetches_most
+        if down is not None:
+            most = min(most, max(int(down * self.want_deadline / _SPARE / _MINIBLOCK), 1))
+        return replace(self, slots=slots, queue=queue, fetches=min(self.fetches, most), fetches_most=most)
 
     def put_life(self, length: int) -> float:
         """For how many seconds the PUT URL of an object of ``length`` bytes can be used: as long as the slowest upload
