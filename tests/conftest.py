@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from blockbuster import BlockBuster
 from hypothesis import settings
 
@@ -53,6 +54,14 @@ def guard_against_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     finally:
         guard.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logs() -> Iterator[None]:
+    """A hub's log goes to the standard error of the test that set it up: no later test is to write there."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from scripts.bench_links import LINKS, PARTIES, lines, missing, shaped
 from scripts.bench_tools import Boto3
 from tests.servers.namespaces import Network
 
-pytestmark = [pytest.mark.blocking, pytest.mark.slow]
+pytestmark = [pytest.mark.blocking, pytest.mark.soak]
 
 KIB, MIB = 1 << 10, 1 << 20
 PORT = 7000
