@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ def run(
     return Running(words, env, party, folder).wait(limit)
 
 
-class Tool:
+class Tool(ABC):
     """Something that brings files from one machine to another. Files are written anew, whatever was there.
 
     Methods may be called from several threads. :meth:`close` ends what servers it has and removes its scratch folder;
@@ -200,13 +201,13 @@ class Tool:
         :meth:`up` does it if it was not done, and does not count it."""
         return None
 
+    @abstractmethod
     def up(self, file: Path, place: Place, party: Party | None = None) -> Run:
         """From this file to the place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def down(self, place: Place, file: Path, party: Party | None = None) -> Run:
         """From the place to this file."""
-        raise NotImplementedError
 
     def up_many(self, folder: Path, place: Place, party: Party | None = None) -> Run | None:
         """All files of a folder to below the place; None: it has no such thing."""
