@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ from tests.servers.nodes import HubProcess, Machine, Site
 from tests.servers.rclone import run_rclone
 from tests.servers.relay import Relay
 
+from entrepot.core.errors import EntrepotError
+
 #: Where the bucket is: in a folder of the hub's, or on an S3 server.
 type Store = Literal["folder", "rclone", "ministack"]
 
@@ -41,8 +44,11 @@ type Store = Literal["folder", "rclone", "ministack"]
 BUCKET = "bucket"
 #: What a row begins with that says why a tool brought nothing, though it is there.
 FAILED = "failed:"
+#: What ends a scenario and is told; everything else is a mistake in it.
+FAILURES = (RuntimeError, AssertionError, OSError, EntrepotError, subprocess.SubprocessError)
 _LONGEST = 1200.0  # seconds that a command may take
 _TOOL = 300.0  # seconds that a tool may take for both halves
+_AGAIN = 60.0
 _SERVERS: Mapping[str, tuple[Callable[[Path], contextlib.AbstractContextManager[S3Server]], tuple[str, ...]]] = {
     "rclone": (run_rclone, ("rclone", "serve")),
     "ministack": (run_ministack, ("ministack",)),
@@ -189,7 +195,7 @@ def remove_copies(server: S3Server, endpoint: str, party: Party | None = None) -
         f"place:{BUCKET}/tools",
     ]
     try:
-        run(words, {"PATH": os.environ.get("PATH", os.defpath), **environment}, party, limit=60)
+        run(words, {"PATH": os.environ.get("PATH", os.defpath), **environment}, party, limit=_TOOL)
     except Failed as error:
         raise RuntimeError(f"the copies of tools cannot be removed: {error}") from None
 
@@ -228,9 +234,17 @@ def timed_get(
     return values
 
 
-def run_get(machine: Machine, uris: Sequence[str | Path], output: Path, party: Party | None = None) -> Run:
-    """An ``entrepot get`` of these, URIs or ``--from-file`` and a list of them, measured. Raises ``RuntimeError``."""
-    words: list[str | Path] = [sys.executable, "-m", "entrepot", "get", "--quiet", *uris, "--output", output]
+def run_get(
+    machine: Machine,
+    uris: Sequence[str | Path],
+    output: Path,
+    party: Party | None = None,
+    *,
+    before: Sequence[str | Path] = (),
+) -> Run:
+    """An ``entrepot get`` of these, URIs or ``--from-file`` and a list of them, measured. ``before``: words that start
+    the command. Raises ``RuntimeError``."""
+    words: list[str | Path] = [*before, sys.executable, "-m", "entrepot", "get", "--quiet", *uris, "--output", output]
     plain = {} if party is None else {"ENTREPOT_PLAIN_HTTP": "1"}  # hubs of namespaces have no certificate
     try:
         return run(words, machine.environment(**plain), party, folder=machine.folder, limit=_LONGEST)
@@ -292,18 +306,37 @@ class Counters:
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raises ``RuntimeError`` after so many seconds, in the main thread, wherever it waits. Not one in another."""
+    """Raises ``RuntimeError`` after so many seconds, in the main thread, wherever it waits. In another one
+    the sooner of the two ends it. What goes on all the same, since somebody took that for a failure of one part, is
+    ended again after each further minute."""
+    outer, _ = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < outer <= seconds:
+        yield
+        return
 
     def end(*_: object) -> None:
-        raise RuntimeError(f"it did not end within {seconds:g} s")
+        raise RuntimeError(f"it did not end within {seconds:.0f} s")
 
     former = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - began), 0.001), _AGAIN)
+
+
+def told(error: BaseException) -> str:
+    """An error as :attr:`Row.lacks` has it."""
+    return f"{FAILED} {' '.join(str(error).split())[:300] or type(error).__name__}"
+
+
+def failure(scenario: str, case: str, error: BaseException) -> Row:
+    """The row that says how something of ours failed."""
+    return Row(scenario, case, "entrepot", 0, lacks=told(error))
 
 
 @contextlib.contextmanager
@@ -321,7 +354,8 @@ def one_core() -> Iterator[None]:
 class Plan:
     """What is to be measured: how much of it, against which tools, and where rows and words about the progress go.
 
-    ``largest``: no stream is larger, in bytes; ``runs``: None as each scenario has it.
+    ``largest``: no stream is larger, in bytes; ``runs``: None as each scenario has it; ``late``: whether a scenario has
+    used its time, so that it should begin no further run of what it has measured once.
     """
 
     quick: bool
@@ -332,6 +366,23 @@ class Plan:
     runs: int | None = None
     #: A folder on a disk, for what is too large for the memory.
     disk: Path = Path(tempfile.gettempdir())
+    late: Callable[[], bool] = lambda: False
+
+    @contextlib.contextmanager
+    def part(self, scenario: str, case: str) -> Iterator[None]:
+        """What fails of ours in a part of a scenario is a row, and the next part begins."""
+        try:
+            yield
+        except FAILURES as error:
+            self.add(failure(scenario, case, error))
+
+    def turns(self, full: int, quick: int = 1) -> Iterator[int]:
+        """The numbers of the runs of something, the first in any case, the others while there is time."""
+        for number in range(self.times(full, quick)):
+            if number and self.late():
+                self.say(f"no time for more than {number} runs")
+                return
+            yield number
 
     def times(self, full: int, quick: int = 1) -> int:
         """How often something is run."""
@@ -360,6 +411,6 @@ class Plan:
                     values = there_and_back(tool, file, place, sender, receiver)
                 self.add(Row(scenario, case, tool.name, run, values))
             except (RuntimeError, OSError) as error:
-                lacks = f"{FAILED} {' '.join(str(error).split())[:300]}"
+                lacks = told(error)
         if lacks is not None:
             self.add(Row(scenario, case, tool.name, run, lacks=lacks))

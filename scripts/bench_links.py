@@ -17,8 +17,11 @@ import io
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,6 +54,30 @@ LINKS: Final[Mapping[str, Link]] = {
     "50/500": Link(50 * _MBIT, 500 * _MBIT, 0.040, ("lab", "laptop"), "256kb"),
 }
 _CONTROLS: Final = ("cubic", "reno")
+_PATIENCE: Final = 120.0  # seconds for a plain connection
+_SENDER: Final = """
+import socket, sys
+block, left = memoryview(bytes(1 << 20)), int(sys.argv[3])
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 60) as line:
+    while left:
+        sent = line.send(block[:left])
+        left -= sent
+"""
+_RECEIVER: Final = """
+import socket, sys, time
+block, left = bytearray(1 << 20), int(sys.argv[2])
+with socket.create_server((sys.argv[1], 0)) as server:
+    server.settimeout(60)
+    print(server.getsockname()[1], flush=True)
+    line, _ = server.accept()
+    began = time.monotonic()
+    while left:
+        came = line.recv_into(block)
+        if not came:
+            sys.exit(1)
+        left -= came
+    print(time.monotonic() - began)
+"""
 
 
 def missing() -> str | None:
@@ -140,10 +167,41 @@ class Ground:
             now = self.network.passed(name)
             values[f"wire_{name}_in"], values[f"wire_{name}_out"] = now[0] - came, now[1] - went
 
+    def rates(self, size: int) -> dict[str, float]:
+        """What one plain TCP connection makes of the lines, nothing else running: ``line_up``, from the lab to the
+        bucket's machine, ``line_down``, from there to the laptop, in bytes/s; and ``line_both``, the slower of the two
+        when both go at once, as in a transfer."""
+        up = _rate(self.lab, self.store, size)
+        down = _rate(self.store, self.laptop, size)
+        with ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(_rate, *way, size) for way in ((self.lab, self.store), (self.store, self.laptop))]
+            return {"line_up": up, "line_down": down, "line_both": min(one.result() for one in both)}
+
     def processes(self) -> dict[str, list[int]]:
         """What takes part beside the command that is waited for."""
         bus, store = (server.pid for server in self.site.servers)
         return {"provider": [pid_of(self.sender)], "hub": [hub_pid(self.site.hub)], "bus": [bus], "store": [store]}
+
+
+def _rate(sender: Party, receiver: Party, size: int) -> float:
+    """Bytes/s of one connection, each end a process. Raises ``RuntimeError``."""
+    words = [sys.executable, "-I", "-S", "-c"]
+
+    def start(code: str, *more: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*words, code, *map(str, more)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    there = receiver.call(start, _RECEIVER, receiver.address, size)
+    with there:
+        try:
+            assert there.stdout is not None
+            port = int(there.stdout.readline())
+            with sender.call(start, _SENDER, receiver.address, port, size) as here:
+                here.wait(_PATIENCE)
+            return size / float(there.communicate(timeout=_PATIENCE)[0])
+        except (ValueError, subprocess.TimeoutExpired) as error:
+            raise RuntimeError(f"the line from {sender.name} to {receiver.name} carries nothing: {error}") from None
+        finally:
+            there.kill()
 
 
 @contextlib.contextmanager

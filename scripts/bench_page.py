@@ -21,6 +21,7 @@ ROWS: Final = ROOT / "docs" / "data" / "performance.jsonl"
 IMAGES: Final = ROOT / "docs" / "images"
 NOTHING: Final = "Not measured yet."
 _OURS = "entrepot"
+_SHOWN: Final = 0.025  # smaller shares of a profile are left out
 
 
 def write(rows: Rows, page: Path = PAGE, images: Path = IMAGES) -> None:
@@ -73,8 +74,17 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def machine(rows: Rows) -> str:
-    """What the figures were made on."""
-    return table(("", ""), list(rows.machine.items()))
+    """What the figures were made on, and of each scenario how; on what, where that was another machine."""
+    parts = [table(("", ""), list(rows.machine.items()))]
+    lines = []
+    for name in SECTIONS:
+        if run := rows.runs.get(name):
+            on = [run[key] for key in ("processor", "cores", "memory") if run.get(key, "") != rows.machine.get(key, "")]
+            kind = {"quick": "quick, with small streams", "whole": "whole"}.get(run["run"], run["run"])
+            lines.append((f"`{name}`", kind, run["took"], run["load before"], ", ".join(on) if on else "this"))
+    if lines:
+        parts.append(table(("scenario", "run", "took", "others' load before", "machine"), lines))
+    return "\n\n".join(parts)
 
 
 def targets(rows: Rows) -> str:
@@ -110,10 +120,26 @@ def versus(scenario: str, rows: Rows) -> str:
         if "ideal" in ours[0].values:
             wire = Spread.of(row.values["wall"] / row.values["ideal"] for row in ours)
             part += f" Against size / link: {spread(wire)} ×."
+        if "line_both" in ours[0].values:
+            rates = [number(ours[0].values[f"line_{way}"] * 8 / 1e6) for way in ("up", "down", "both")]
+            part += (
+                " Plain TCP connections on these lines: {} Mbit/s up, {} down, the slower of both at once {}.".format(
+                    *rates
+                )
+            )
         parts.append(part + _prepared(rows, scenario, case) + _use(ours))
-    lacking = {row.who: row.lacks for row in rows.rows if row.scenario == scenario and row.lacks and row.who != _OURS}
-    parts += [f"Without {who}: {lacks}." for who, lacks in lacking.items()]
+    parts += _lacking(rows, scenario)
     return "\n\n".join(parts) or NOTHING
+
+
+def _lacking(rows: Rows, scenario: str) -> list[str]:
+    """Which tools brought nothing, and why; where they did something else of the scenario, which case that was."""
+    lines = []
+    for row in rows.rows:
+        if row.scenario == scenario and row.lacks and row.who != _OURS:
+            did = bool(rows.where(scenario, who=row.who))
+            lines.append(f"Without {row.who}{f' in {row.case}' if did else ''}: {row.lacks.rstrip('.')}.")
+    return list(dict.fromkeys(lines))
 
 
 def _tools(rows: Rows, scenario: str, case: str) -> list[str]:
@@ -229,7 +255,29 @@ def many(rows: Rows) -> str:
             )
             name = f"**{who}**" if who == _OURS else f"{who}{' ¹' if who in ELSEWHERE else ''}"
             lines.append((case, name, spread(seconds), spread(rate), spread(ratios(found, ours)), spread(cpu)))
-    return table(("", "", "together, s", "files/s", "× entrepot", "CPU, s"), lines)
+    found_ = table(("", "", "together, s", "files/s", "× entrepot", "CPU, s"), lines)
+    return "\n\n".join([found_, *_lacking(rows, "many")])
+
+
+def profile(rows: Rows) -> str:
+    """Where the time of each process goes: a line for each, modules and functions that have most of it."""
+    parts = []
+    for case in rows.named("profile"):
+        lines = []
+        for row in rows.where("profile", case):
+            most = {
+                kind: ", ".join(
+                    f"`{name.removeprefix(kind).strip()}` {share:.0%}".replace("%", " %")
+                    for name, share in row.values.items()
+                    if name.startswith(f"{kind} ") and share >= _SHOWN
+                )
+                for kind in ("module", "function")
+            }
+            lines.append((row.who, f"{row.values['samples'] / 100:.1f}", most["module"], most["function"]))
+        if lines:
+            columns = ("process", "busy, s", "in which modules", "in which functions")
+            parts.append(f"**{case}**\n\n{table(columns, lines)}")
+    return "\n\n".join([*parts, *_lacking(rows, "profile")]) or NOTHING
 
 
 def plain(scenario: str, columns: Mapping[str, Callable[[Row], float]], rows: Rows) -> str:
@@ -279,6 +327,7 @@ SECTIONS: Mapping[str, Callable[[Rows], str]] = {
     "fanout": lambda rows: plain("fanout", _FANOUT, rows),
     "hub": lambda rows: plain("hub", _HUB, rows),
     "failover": lambda rows: plain("failover", _FAILOVER, rows),
+    "profile": profile,
 }
 
 # -- plots ----------------------------------------------------------------------------------------------------------
@@ -291,13 +340,14 @@ _UP, _DOWN, _MINE, _OTHER = "#4878a8", "#9cbcd8", "#c8553d", "#a0a0a0"
 def plot(rows: Rows, scenario: str, path: Path) -> None:
     """A panel for each case: up and then down of each tool as multiples of ours, medians, with the spread of their sum.
     Nothing without rows of tools."""
-    cases = [case for case in rows.named(scenario) if len({row.who for row in rows.where(scenario, case)}) > 1]
+    cases = [case for case in rows.named(scenario) if {row.who for row in rows.where(scenario, case)} > {_OURS}]
     if not cases:
         return
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
 
     mpl.rcParams.update({"svg.hashsalt": "entrepot", "font.size": 9, "svg.fonttype": "none"})
     across = min(len(cases), 2)
@@ -308,7 +358,11 @@ def plot(rows: Rows, scenario: str, path: Path) -> None:
         _panel(axis, rows, scenario, case)
     for axis in panels[len(cases) :]:
         axis.set_visible(False)
-    figure.tight_layout()
+    colours = {"entrepot": _MINE, "up": _UP, "down": _DOWN, "not through the server": _OTHER}
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0.3 / height, 1, 1))
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)
@@ -332,11 +386,15 @@ def _panel(axis: Any, rows: Rows, scenario: str, case: str) -> None:
         axis.barh(place, half, color=colours[0])
         axis.barh(place, found.median - half, left=half, color=colours[1])
         axis.plot([found.least, found.most], [place, place], color="black", linewidth=1)
+        end = max(found.most, found.median)
+        axis.annotate(number(found.median), (end, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
     if "ideal" in ours[0].values:
         axis.axvline(ours[0].values["ideal"] / base, color="black", linestyle=":", linewidth=1)
     axis.axvline(1.0, color=_MINE, linewidth=0.8)
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_title(case, fontsize=10)
     axis.set_xlabel("up, then down, as a multiple of entrepot's time")
+    axis.margins(x=0.12)
+    axis.set_xlim(left=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -78,13 +78,17 @@ def ratios(rows: Sequence[Row], ours: Sequence[Row]) -> Spread | None:
 
 def halves(rows: Rows, scenario: str, case: str) -> tuple[str, str, Spread] | None:
     """Who uploads fastest and who downloads fastest through the server that ours went through, by their medians, and
-    our time as a multiple of both together, run by run."""
+    our time as a multiple of both together, run by run. Who took part in fewer runs than others is not chosen: what is
+    fastest once may have had a quiet moment."""
     best: dict[str, tuple[float, str]] = {}
     seconds: dict[tuple[str, str], dict[int, float]] = {}
-    for who in {row.who for row in rows.where(scenario, case)} - ELSEWHERE - {"entrepot"}:
+    most = max(
+        (len(rows.where(scenario, case, row.who)) for row in rows.where(scenario, case) if _rival(row)), default=0
+    )
+    for who in {row.who for row in rows.where(scenario, case) if _rival(row)}:
         for half in ("up_wall", "down_wall"):
             runs = {row.run: row.values[half] for row in rows.where(scenario, case, who) if half in row.values}
-            if runs:
+            if len(runs) == most:
                 seconds[who, half] = runs
                 best[half] = min(best.get(half, (float("inf"), "")), (statistics.median(runs.values()), who))
     if len(best) < 2:
@@ -97,6 +101,10 @@ def halves(rows: Rows, scenario: str, case: str) -> tuple[str, str, Spread] | No
         if row.run in ups and row.run in downs
     )
     return None if found is None else (up, down, found)
+
+
+def _rival(row: Row) -> bool:
+    return row.who not in ELSEWHERE | {"entrepot"}
 
 
 def largest(rows: Iterable[Row]) -> list[Row]:

@@ -131,7 +131,8 @@ class S5cmd(Tool):
 
 
 class Boto3(Tool):
-    """boto3's ``upload_file`` and ``download_file`` with their defaults, in a Python of their own."""
+    """boto3's ``upload_file`` and ``download_file`` with their defaults, in a Python of their own; of many files ten at
+    once, in threads."""
 
     name = "boto3"
     _text = """
@@ -142,8 +143,22 @@ verb, endpoint, bucket, key, file = sys.argv[1:]
 s3 = boto3.client("s3", endpoint_url=endpoint, config=Config(s3={"addressing_style": "path"}))
 if verb == "up":
     s3.upload_file(file, bucket, key)
-else:
+elif verb == "down":
     s3.download_file(bucket, key, file)
+else:  # as many at once as its client keeps connections by default
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+    with ThreadPoolExecutor(10) as threads:
+        if verb == "up many":
+            files = Path(file).iterdir()
+            work = [threads.submit(s3.upload_file, str(one), bucket, f"{key}/{one.name}") for one in files]
+        else:
+            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key}/")
+            keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
+            target = Path(file)
+            work = [threads.submit(s3.download_file, bucket, one, str(target / one.rpartition("/")[2])) for one in keys]
+        for one in work:
+            one.result()
 """
 
     @override
@@ -153,6 +168,14 @@ else:
     @override
     def down(self, place: Place, file: Path, party: Party | None = None) -> Run:
         return self._run("down", file, place, party)
+
+    @override
+    def up_many(self, folder: Path, place: Place, party: Party | None = None) -> Run:
+        return self._run("up many", folder, place, party)
+
+    @override
+    def down_many(self, place: Place, folder: Path, party: Party | None = None) -> Run:
+        return self._run("down many", folder, place, party)
 
     def _run(self, verb: str, file: Path, place: Place, party: Party | None) -> Run:
         words: list[str | Path] = [
@@ -169,7 +192,7 @@ else:
 
 
 class Obstore(Tool):
-    """obstore with its defaults, a stream into a file, in a Python of its own."""
+    """obstore with its defaults, a stream into a file, in a Python of its own; of many files 64 at once, in tasks."""
 
     name = "obstore"
     _program = BENCH / "bin" / "python"
@@ -187,10 +210,27 @@ store = S3Store(
 )
 if verb == "up":
     obstore.put(store, key, Path(file))
-else:
+elif verb == "down":
     with open(file, "wb") as target:
         for piece in obstore.get(store, key).stream():
             target.write(piece)
+else:
+    import asyncio
+    async def one(slots, path, key):
+        async with slots:
+            if verb == "up many":
+                await obstore.put_async(store, key, path.read_bytes())
+            else:
+                path.write_bytes(await (await obstore.get_async(store, key)).bytes_async())
+    async def many():
+        slots, folder = asyncio.Semaphore(64), Path(file)
+        if verb == "up many":
+            pairs = [(path, f"{key}/{path.name}") for path in folder.iterdir()]
+        else:
+            found = [meta["path"] for page in obstore.list(store, key) for meta in page]
+            pairs = [(folder / path.rpartition("/")[2], path) for path in found]
+        await asyncio.gather(*(one(slots, *pair) for pair in pairs))
+    asyncio.run(many())
 """
 
     @override
@@ -205,6 +245,14 @@ else:
     @override
     def down(self, place: Place, file: Path, party: Party | None = None) -> Run:
         return self._run("down", file, place, party)
+
+    @override
+    def up_many(self, folder: Path, place: Place, party: Party | None = None) -> Run:
+        return self._run("up many", folder, place, party)
+
+    @override
+    def down_many(self, place: Place, folder: Path, party: Party | None = None) -> Run:
+        return self._run("down many", folder, place, party)
 
     def _run(self, verb: str, file: Path, place: Place, party: Party | None) -> Run:
         words: list[str | Path] = [self._program, "-c", self._text, verb, place.endpoint, place.bucket, place.key, file]

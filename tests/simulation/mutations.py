@@ -114,11 +114,10 @@ MUTATIONS: Final = (
     Mutation(
         "done is believed without a look",
         f"{_SERVICES}.arbiter",
-        "        before = await self._database.call(self._ledger.view, grant.ref)\n"
-        "        look = await self._keeper.look(grant.ref)\n",
+        "        now = self._clock()\n        look = await self._keeper.look(grant.ref)\n",
         "        from entrepot_hub.core.ledger import Found\n"
         "        from entrepot_hub.services.bucket_keeper import Look\n"
-        "        before = await self._database.call(self._ledger.view, grant.ref)\n"
+        "        now = self._clock()\n"
         "        believed = Found(grant.length, 'believed', grant.digest)\n"
         "        look = Look(await self._database.call(\n"
         "            self._ledger.settle, grant.ref, believed, now, self.settings.put_grace) or before)\n",

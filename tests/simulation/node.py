@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -307,8 +307,8 @@ class ModelStore:
         """What the catalogue says of a stream."""
         raise NotFound("this stream is not here", kind="no-such-stream")
 
-    async def confirm(self, source: Source) -> None:
-        """The file is still what it was."""
+    async def confirm_from_thread(self, source: Source) -> None:
+        """The file is still what it was. Here it takes its time in the event loop."""
         await self._look(lambda: None)
 
     async def _look(self, effect: Callable[[], Any]) -> Any:
@@ -337,7 +337,12 @@ class ModelTransfers:
         self._random = random
 
     async def put(
-        self, request: SignedRequest, source: Source, *, progress: Callable[[int], None], **_more: Any
+        self,
+        request: SignedRequest,
+        source: Source,
+        *,
+        progress: Callable[[int], None],
+        sent: Callable[[Source], Awaitable[None]],
     ) -> PutOutcome:
         """Upload; as the real one it repeats a PUT whose answer was lost once, and then meets its own object."""
         loop, place = asyncio.get_running_loop(), self._place
@@ -347,6 +352,7 @@ class ModelTransfers:
             raise Denied("the URL is over", kind="expired")
         place.trouble()
         if "empty" in self._lies:
+            await sent(source)
             return PutOutcome(200, None, True, False, 1)
         data = source.data
         if "short" in self._lies:
@@ -372,6 +378,7 @@ class ModelTransfers:
             except Conflict:
                 return PutOutcome(412, None, False, True, attempt)
             if not place.forgets():
+                await sent(source)
                 return PutOutcome(200, None, True, False, attempt)
             await asyncio.sleep(0.2)
         raise RetryLater("the bucket's answer was lost", kind="bucket-unreachable")

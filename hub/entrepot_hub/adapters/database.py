@@ -12,13 +12,13 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Self, cast
+from typing import Any, Concatenate, Final, Self
 
 import psycopg
 import sqlalchemy as sa
@@ -29,7 +29,7 @@ from sqlalchemy.pool import QueuePool
 from entrepot.core.errors import Corrupt, Denied, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
 from entrepot_hub.adapters.group_commit import GroupCommit
 from entrepot_hub.adapters.metrics import Metrics, Stopwatch
-from entrepot_hub.adapters.steady import Lane
+from entrepot_hub.adapters.sql_link import KeptLink, Link, PooledLink
 
 MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -48,6 +48,8 @@ _AGAIN: Final = frozenset({"40001", "40P01"})
 #: Seconds before a deadlocked transaction is run again; doubled each time.
 _PAUSE: Final = 0.005
 _DISK_FULL: Final = frozenset({"53100"})
+#: What the libraries raise.
+_FOREIGN: Final = (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,10 @@ class Database:
         self._sqlite = self._url.get_backend_name() == "sqlite"
         self._workers = 1 if self._sqlite else max(self._settings.workers, 1)
         self._engine: Engine | None = None
+        self._kept: KeptLink | None = None
         self._opening = threading.Lock()
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="database")
-        self._writer = GroupCommit(self.transaction, self._attempt) if self._sqlite else None
+        self._writer = GroupCommit(self.lane, self._attempt) if self._sqlite else None
         self._local = threading.local()
         self._waiting = 0
         self._closed = False
@@ -130,6 +133,8 @@ class Database:
             self._writer.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
         with self._opening:
+            if self._kept is not None:
+                self._kept.close()
             if self._engine is not None:
                 self._engine.dispose()
 
@@ -153,30 +158,20 @@ class Database:
 
     async def together[T](self, work: Callable[[], T]) -> T:
         """``work()`` in a worker thread and one transaction, which all methods that it calls join."""
-        return await self.run(lambda _connection: work())
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+        def transact() -> T:
+            with self.lane():
+                return work()
+
+        return await self._submit(transact)
+
+    def transaction(self) -> AbstractContextManager[Connection]:
         """A transaction on this thread: begun here, or the one that is already open on it, which is joined."""
-        current: Connection | None = getattr(self._local, "connection", None)
-        if current is not None:
-            with translated():
-                yield current
-            return
-        with translated(), self._opened().begin() as connection:
-            self._local.connection = connection
-            # On SQLite steady statements go to its driver. What stands in for the connection is all of it otherwise.
-            self._local.lane = cast(Connection, Lane(connection)) if self._sqlite else connection
-            try:
-                yield connection
-            finally:
-                self._local.connection = self._local.lane = None
+        return _Joined(self, direct=False)
 
-    @contextmanager
-    def lane(self) -> Iterator[Connection]:
+    def lane(self) -> AbstractContextManager[Connection]:
         """The same, with the short way for statements that are :func:`~.steady.steady`."""
-        with self.transaction():
-            yield self._local.lane
+        return _Joined(self, direct=True)
 
     async def migrate(self) -> None:
         """Bring the tables up to this version of the hub; one hub at a time. A database that a newer version made
@@ -219,7 +214,16 @@ class Database:
         with self._opening:
             if self._engine is None:
                 self._engine = _engine(self._url, self._settings, self._workers)
+                if self._sqlite:
+                    self._kept = KeptLink(self._engine, self._settings.busy)
             return self._engine
+
+    def _begin(self) -> Link:
+        engine = self._opened()
+        if not self._sqlite:
+            return PooledLink(engine)
+        assert self._kept is not None
+        return self._kept.begin()
 
     async def _submit[T](self, work: Callable[[], T]) -> T:
         if self._closed:
@@ -260,15 +264,50 @@ class _RunAgain(RetryLater):
     default_kind = "busy"
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Errors of SQLAlchemy and the drivers leave as entrepot's own; everything else passes."""
-    try:
-        yield
-    except EntrepotError:
-        raise
-    except (exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
-        raise _translate(error) from error
+class _Joined:
+    """A transaction on this thread: begun here, or the one that is already open on it. Errors of SQLAlchemy and the
+    drivers leave it as entrepot's own; everything else passes."""
+
+    __slots__ = ("_begun", "_database", "_direct")
+
+    def __init__(self, database: Database, *, direct: bool) -> None:
+        self._database = database
+        self._direct = direct
+        self._begun: Link | None = None
+
+    def __enter__(self) -> Connection:
+        local = self._database._local
+        link: Link | None = getattr(local, "link", None)
+        try:
+            if link is None:
+                link = self._begun = local.link = self._database._begin()
+            return link.lane if self._direct else link.connection
+        except BaseException as error:
+            self._end(error)
+            if isinstance(error, _FOREIGN):
+                raise _translate(error) from error
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._begun is not None:
+                self._end(error)
+        except _FOREIGN as trouble:
+            raise _translate(trouble) from trouble
+        if isinstance(error, _FOREIGN):
+            raise _translate(error) from error
+
+    def _end(self, error: BaseException | None) -> None:
+        link, self._begun = self._begun, None
+        if link is None:
+            return
+        self._database._local.link = None
+        if error is None:
+            link.commit()
+        else:
+            link.rollback()
 
 
 def _translate(error: exc.SQLAlchemyError | sqlite3.Error | psycopg.Error) -> EntrepotError:
@@ -352,7 +391,6 @@ def _engine(url: URL, settings: DatabaseSettings, workers: int) -> Engine:
     if sqlite:
         event.listen(engine, "do_connect", _create_private)
         event.listen(engine, "connect", _tune)
-        event.listen(engine, "begin", _begin_immediate)
     return engine
 
 
@@ -375,7 +413,3 @@ def _tune(connection: sqlite3.Connection, _record: Any) -> None:
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA journal_size_limit=67108864")
     cursor.close()
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

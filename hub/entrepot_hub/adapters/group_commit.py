@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy.engine import Connection
+
+from entrepot_hub.adapters.steady import Lane
 
 #: Pieces that are committed together at most.
 _MOST: Final = 64
@@ -32,8 +34,8 @@ class Piece:
 
 
 class GroupCommit:
-    """The worker of a database that has one writer. ``transaction`` opens a transaction on the calling thread, which
-    pieces then join; ``alone`` runs a piece that is by itself."""
+    """The worker of a database that has one writer. ``transaction`` opens a transaction (with a :class:`.Lane`) on the
+    calling thread, which pieces then join; ``alone`` runs a piece that is by itself."""
 
     def __init__(
         self,
@@ -115,7 +117,8 @@ class GroupCommit:
         try:
             with self._transaction() as connection:
                 begun = True
-                raw: Any = connection.connection.driver_connection
+                lane = cast(Lane, connection)
+                raw = lane.raw
                 results = []
                 for piece in pieces:
                     raw.execute("SAVEPOINT piece")
@@ -123,6 +126,7 @@ class GroupCommit:
                     if result[1] is not None:
                         # After some errors SQLite has rolled back everything: then this raises.
                         raw.execute("ROLLBACK TO piece")
+                        lane.forget()
                     raw.execute("RELEASE piece")
                     results.append(result)
         except Exception as error:  # noqa: BLE001

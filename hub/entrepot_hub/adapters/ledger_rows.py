@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import batched
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from entrepot.core.errors import NotFound
 from entrepot_hub.adapters import tables as t
 from entrepot_hub.adapters.database import Database
-from entrepot_hub.adapters.steady import steady
+from entrepot_hub.adapters.steady import Lane, steady
 from entrepot_hub.core.eviction import Merit
 from entrepot_hub.core.ledger import LIVE, GrantRecord, GrantStatus, ObjectRecord, ObjectRef, ObjectStatus
 
@@ -35,6 +35,7 @@ _ACCOUNT: Final = steady(
 )
 _ACCOUNT_SHARED: Final = steady(_ACCOUNT.with_for_update(read=True))
 _ACCOUNT_LOCKED: Final = steady(_ACCOUNT.with_for_update(key_share=True))
+_ACCOUNTS: Final = {None: _ACCOUNT, "share": _ACCOUNT_SHARED, "own": _ACCOUNT_LOCKED}
 _SET_ACCOUNT: Final = steady(
     sa.update(t.channels)
     .where(_c.id == sa.bindparam("at_id"))
@@ -45,6 +46,8 @@ _SET_ACCOUNT: Final = steady(
         evicted=sa.bindparam("new_evicted"),
     )
 )
+_STATUS: Final = {status.value: status for status in ObjectStatus}
+_GRANT_STATUS: Final = {status.value: status for status in GrantStatus}
 _OBJECT: Final = steady(
     sa.select(t.objects).where(
         _o.channel_id == sa.bindparam("channel"),
@@ -129,11 +132,16 @@ def account(connection: Connection, name: str, lock: str | None = None) -> Accou
     ``lock`` on PostgreSQL: "own" keeps out whoever owns or shares it until this transaction ends, "share" whoever
     would own it. (SQLite's transactions exclude each other anyway.)
     """
-    statement = {None: _ACCOUNT, "share": _ACCOUNT_SHARED, "own": _ACCOUNT_LOCKED}[lock]
-    row = connection.execute(statement, {"name": name}).one_or_none()
+    known = connection.known if isinstance(connection, Lane) else None
+    if known is not None and (found := known.get(name)) is not None:
+        return Account(*found)
+    row = connection.execute(_ACCOUNTS[lock], {"name": name}).one_or_none()
     if row is None:
         raise NotFound(f"there is no channel {name}", kind="no-such-channel", channel=name)
-    return Account(row.id, name, row.quota, row.charged, row.ready_count, row.level, row.evicted)
+    key, quota, charged, ready_count, level, evicted = row
+    if known is not None:
+        known[name] = (key, name, quota, charged, ready_count, level, evicted)
+    return Account(key, name, quota, charged, ready_count, level, evicted)
 
 
 def keep_account(connection: Connection, kept: Account) -> None:
@@ -148,6 +156,10 @@ def keep_account(connection: Connection, kept: Account) -> None:
             "new_evicted": kept.evicted,
         },
     )
+    if isinstance(connection, Lane) and connection.known is not None:
+        connection.known[kept.name] = (
+            kept.id, kept.name, kept.quota, kept.charged, kept.ready_count, kept.level, kept.evicted
+        )  # fmt: skip
 
 
 def key_of(ref: ObjectRef) -> Key:
@@ -224,24 +236,20 @@ def new_object(slot: Slot, channel_id: int) -> dict[str, Any]:
 
 
 def to_object(row: sa.Row[Any], channel: str) -> ObjectRecord:
-    """The record of a row of ``objects``."""
-    return ObjectRecord(
-        ref=ObjectRef(channel, bytes(row.lock), bytes(row.stream), row.number),
-        status=ObjectStatus(row.status),
-        size=row.size,
-        digest=None if row.digest is None else bytes(row.digest),
-        etag=row.etag,
-        put_until=row.put_until,
-        tombstone=row.tombstone,
-        used_at=row.used_at,
-        uploader=row.uploader,
-    )
+    """The record of a row of ``objects``, which may go on after the table's columns."""
+    return to_slot(row, channel).record
 
 
 def to_slot(row: sa.Row[Any], channel: str) -> Slot:
-    """The slot of a row of ``objects``."""
-    merit = Merit(row.visits, row.cost, row.standing, row.left_at)
-    return Slot(row.id, to_object(row, channel), row.ready_number, merit)
+    """The slot of such a row."""
+    (
+        key, _, lock, stream, number, status, size, digest, etag, put_until, tombstone, used_at, uploader, ready_number,
+        visits, cost, standing, left_at, *_
+    ) = cast(Sequence[Any], row)  # fmt: skip
+    ref = ObjectRef(channel, bytes(lock), bytes(stream), number)
+    digest = None if digest is None else bytes(digest)
+    record = ObjectRecord(ref, _STATUS[status], size, digest, etag, put_until, tombstone, used_at, uploader)
+    return Slot(key, record, ready_number, Merit(visits, cost, standing, left_at))
 
 
 def to_grant(row: sa.Row[Any], ref: ObjectRef) -> GrantRecord:
@@ -251,7 +259,7 @@ def to_grant(row: sa.Row[Any], ref: ObjectRef) -> GrantRecord:
         ref=ref,
         node=row.node,
         session=row.session,
-        status=GrantStatus(row.status),
+        status=_GRANT_STATUS[row.status],
         length=row.length,
         digest=None if row.digest is None else bytes(row.digest),
         lease_until=row.lease_until,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -87,7 +87,15 @@ class HubMetrics(Metrics):
         ProcessCollector(registry=self._process)
         self._known: dict[str, set[object]] = {"channel": set(), "route": set()}
         self._reached: dict[Counter, float] = {}
-        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        gauge = self._gauge
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            made = self._counter(name, text, *labels)
+            return _Children(made) if labels else made
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Any:
+            made = self._histogram(name, text, buckets, *labels)
+            return _Children(made) if labels else made
 
         self._messages = counter("entrepot_hub_messages", "Messages of nodes, by what came of them", "verb", "outcome")
         self._message_seconds = histogram(
@@ -293,6 +301,22 @@ class HubMetrics(Metrics):
                 return False
             known.add(value)
         return True
+
+
+class _Children:
+    """A metric with labels that remembers its children: the library makes new strings and takes a lock to find one.
+    There are no more of them than labels are let through."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        self._metric = metric
+        self._known: dict[tuple[str, ...], Any] = {}
+
+    def labels(self, *values: str) -> Any:
+        """The child with these values."""
+        child = self._known.get(values)
+        if child is None:
+            child = self._known[values] = self._metric.labels(*values)
+        return child
 
 
 class _Collected:

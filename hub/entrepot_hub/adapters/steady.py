@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, cast
 
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ type _Process = Callable[[Any], Any] | None
 
 _DIALECT: Final = sqlite.dialect()
 _STEADY: Final[dict[Any, _Plan]] = {}
+_NO_VALUES: Final[dict[str, Any]] = {}
 _FEW: Final = 16  # lengths of lists that are compiled for; longer ones go through SQLAlchemy
 
 
@@ -76,13 +78,23 @@ class Rows:
 
 
 class Lane:
-    """A transaction's connection to SQLite, with the short way for steady statements; all else is the connection's."""
+    """A transaction's connection to SQLite, with the short way for steady statements; all else is the connection's.
 
-    __slots__ = ("_connection", "_raw")
+    ``known`` is what was read or written in this transaction, by name, and need not be read again: nothing but what
+    goes through here changes it. None where that cannot be said, because SQLAlchemy's connection was given away.
+    """
+
+    __slots__ = ("_connection", "known", "raw")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._raw = cast(sqlite3.Connection, connection.connection.driver_connection)
+        self.raw = cast(sqlite3.Connection, connection.connection.driver_connection)
+        self.known: dict[str, Any] | None = {}
+
+    def forget(self) -> None:
+        """Something else than steady statements may have changed what is known, or undone it."""
+        if self.known:
+            self.known = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -90,42 +102,52 @@ class Lane:
     def execute(self, statement: Any, values: Values | Sequence[Values] | None = None) -> Any:
         """See ``Connection.execute``."""
         plan = _STEADY.get(statement)
-        found = None if plan is None else plan.run(self._raw, {} if values is None else values)
-        return self._connection.execute(statement, values) if found is None else found
+        if plan is not None:
+            found = plan.run(self.raw, _NO_VALUES if values is None else values)
+            if found is not None:
+                return found
+        else:
+            self.forget()
+        return self._connection.execute(statement, values)
 
 
 class _Plan:
     """How a steady statement is run."""
 
-    __slots__ = ("_lists", "_made", "_statement")
+    __slots__ = ("_insert", "_lists", "_made", "_only", "_statement")
 
     def __init__(self, statement: Any) -> None:
         self._statement = statement
+        self._insert = isinstance(statement, sa.Insert)
         self._made: dict[tuple[object, ...], _Compiled] = {}
+        self._only: _Compiled | None = None  # of a statement that has one shape
         self._lists: tuple[str, ...] | None = None
 
     def run(self, raw: sqlite3.Connection, values: Values | Sequence[Values]) -> Rows | None:
         """Run it; None, and nothing was done, where that is left to SQLAlchemy."""
-        many = not isinstance(values, dict)
-        first = cast(Values, (values[0] if values else {}) if many else values)  # type: ignore[index]
-        made = self._compiled(first)
-        if made is None:
-            return None
-        return made.many(raw, cast(Sequence[Values], values)) if many else made.one(raw, first)
+        if isinstance(values, dict):
+            made = self._only or self._compiled(values)
+            return None if made is None else made.one(raw, values)
+        several = cast(Sequence[Values], values)
+        made = self._only or self._compiled(several[0] if several else _NO_VALUES)
+        return None if made is None else made.many(raw, several)
 
     def _compiled(self, values: Values) -> _Compiled | None:
         if self._lists is None:
             self._lists = _lists_of(self._statement)
         shape: tuple[object, ...] = ()
-        if isinstance(self._statement, sa.Insert):
+        if self._insert:
             shape = tuple(values)
         elif self._lists:
-            shape = tuple(len(values[name]) for name in self._lists)
-            if not all(0 < cast(int, length) <= _FEW for length in shape):
+            lengths = [len(values[name]) for name in self._lists]
+            if min(lengths) == 0 or max(lengths) > _FEW:
                 return None
+            shape = tuple(lengths)
         made = self._made.get(shape)
         if made is None:
             made = self._made[shape] = _Compiled(self._statement, values)
+        if not shape and not self._insert:
+            self._only = made
         return made
 
 
@@ -156,9 +178,9 @@ class _Compiled:
             else:
                 self._places.append((name, None, bind.required or bind.value is None, bind.value, process))
         self._text = text
-        self._plain: tuple[str, ...] | None = None
+        self._plain: Callable[[Values], Sequence[Any]] | None = None
         if all(given and index is None and process is None for _, index, given, _, process in self._places):
-            self._plain = tuple(name for name, *_ in self._places)
+            self._plain = _getter([name for name, *_ in self._places])
         self._columns = [(column.name or column.key, _from_database(column.type)) for column in _columns(statement)]
         names = [str(name) for name, _ in self._columns]
         self._made: Callable[[Any], Any] = cast(Any, namedtuple("Row", names, rename=True))._make
@@ -166,20 +188,21 @@ class _Compiled:
 
     def one(self, raw: sqlite3.Connection, values: Values) -> Rows:
         """Run it once."""
-        cursor = raw.execute(self._text, self._bound(values))
-        if not self._columns:
-            return Rows((), cursor.rowcount)
-        return Rows(self._rows(cursor), -1)
+        plain = self._plain
+        cursor = raw.execute(self._text, self._bound(values) if plain is None else plain(values))
+        return Rows(self._rows(cursor), -1) if self._columns else Rows((), cursor.rowcount)
 
     def many(self, raw: sqlite3.Connection, values: Sequence[Values]) -> Rows:
         """Run it for each of these."""
         if not self._columns:
+            if len(values) == 1:
+                return self.one(raw, values[0])
             return Rows((), raw.executemany(self._text, map(self._bound, values)).rowcount)
         return Rows([row for each in values for row in self._rows(raw.execute(self._text, self._bound(each)))], -1)
 
-    def _bound(self, values: Values) -> list[Any]:
+    def _bound(self, values: Values) -> Sequence[Any]:
         if self._plain is not None:
-            return [values[name] for name in self._plain]
+            return self._plain(values)
         bound = []
         for name, index, given, value, process in self._places:
             if given:
@@ -189,7 +212,9 @@ class _Compiled:
 
     def _rows(self, cursor: sqlite3.Cursor) -> list[Any]:
         found = cursor.fetchall()
-        if found and len(found[0]) != len(self._columns):
+        if not found:
+            return found
+        if len(found[0]) != len(self._columns):
             raise Internal("a statement gave other columns than it names")
         if self._results:
             for number, row in enumerate(found):
@@ -198,6 +223,13 @@ class _Compiled:
                     values[place] = process(values[place])
                 found[number] = values
         return [self._made(row) for row in found]
+
+
+def _getter(names: Sequence[str]) -> Callable[[Values], Sequence[Any]]:
+    """What takes these out of a call's values, in their order."""
+    if len(names) < 2:
+        return lambda values: [values[name] for name in names]
+    return itemgetter(*names)
 
 
 def _columns(statement: Any) -> Sequence[Any]:

@@ -181,6 +181,12 @@ class Round:
         for number in tuple(self.proposed):
             self.unclaim(number)
 
+    @property
+    def all_offer(self) -> bool:
+        """Whether every node that is known to hold the stream offers it: there is none to wait for."""
+        offering = {session[0] for session in self.offers}
+        return bool(self.holders) and all(holder.node in offering for holder in self.holders)
+
     def gather(self, until: float) -> None:
         """Offers are gathered until then; after that every reader waits for its turn again."""
         self.window_end = until

@@ -145,7 +145,9 @@ class Rounds:
                 del found.offers[min(own, key=lambda s: found.offers[s].heard_at)]
         found.offered(session, Offer(tuple(ranges), seat, now), now)
         if found.window_end is None and not found.live and not found.proposed:
-            found.gather(now + self._settings.offer_window)
+            found.gather(now if found.all_offer else now + self._settings.offer_window)
+        elif found.window_end is not None and found.all_offer:
+            found.window_end = now
         return first + self._step(key, found, now)
 
     def judged(self, outcomes: Sequence[GrantOutcome], now: float) -> list[Effect]:

@@ -55,6 +55,8 @@ class Announcements:
 
     async def now(self, refs: Sequence[ObjectRef]) -> None:
         """Tell the readers of a stream how its objects stand, and lend them what they are told to read."""
+        for ref in refs:
+            self._waiting.get((ref.channel, ref.stream), {}).pop(ref, None)
         if refs:
             await self._tell_all(refs, ready=True)
 

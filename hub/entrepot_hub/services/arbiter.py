@@ -215,10 +215,9 @@ class Arbiter:
             if ended is not None:
                 await self._after(ended, error)
 
-    async def settle(self, grant: GrantRecord, error: EntrepotError | None) -> None:
-        """Look where a grant's object should be; it is ready, or the grant has failed."""
+    async def settle(self, grant: GrantRecord, before: ObjectView, error: EntrepotError | None) -> None:
+        """Look where a grant's object, which was as ``before``, should be; it is ready, or the grant has failed."""
         now = self._clock()
-        before = await self._database.call(self._ledger.view, grant.ref)
         look = await self._keeper.look(grant.ref)
         if look.view.record.status is ObjectStatus.READY:
             await self._arrived(before, look.view.record, grant)
@@ -287,7 +286,7 @@ class Arbiter:
                         self.announcements.later(ref)
                 await self.announcements.now([ref for ref in refs if self.rounds.is_ready(ref)])
             case Introduce(name, stream, opening):
-                await self._database.call(self._ledger.learn, name, stream, opening)
+                # The ledger learned it with its holder.
                 lock = (await self._channels.channel(name)).lock
                 self.announcements.tell(name, State(lock=lock.id, stream=stream, objects=(), opening=opening.encode()))
             case MakeRoom():

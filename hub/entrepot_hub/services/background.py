@@ -53,8 +53,12 @@ class Background:
             return False
         task = self._group.create_task(self.guard(work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # cancelled before it began: nobody else closes it
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            work.close()  # cancelled before it began: nobody else closes it
+
+        task.add_done_callback(over)
         return True
 
     def every(self, pause: float, work: Callable[[], Awaitable[object]]) -> None:

@@ -181,7 +181,7 @@ class BucketKeeper:
             head = await channel.bucket.head(key)
             found = None if head is None else self._found(channel, head)
             now = self._clock()
-            view = await self._database.together(partial(self._take_in, ref, found, seen, now))
+            view, opening = await self._database.together(partial(self._take_in, ref, found, seen, now))
             if isinstance(view, ObjectRecord):
                 seen = view
                 continue
@@ -194,7 +194,7 @@ class BucketKeeper:
                 continue  # nothing is released before the key was seen to hold nothing
             if found is None or found.digest is not None or view.record.status is not ObjectStatus.READY:
                 return Look(view)
-            if await self._header_proves(channel, ref, found):
+            if await self._header_proves(channel, ref, opening, found):
                 return Look(view)
             record = await self._database.call(self._ledger.condemn, ref, found.etag, self._clock())
             if record is not None:
@@ -204,17 +204,20 @@ class BucketKeeper:
 
     def _take_in(
         self, ref: ObjectRef, found: Found | None, seen: ObjectRecord | None, now: float
-    ) -> ObjectView | ObjectRecord | None:
+    ) -> tuple[ObjectView | ObjectRecord | None, Opening | None]:
         """What :meth:`Ledger.settle` makes of a look; or the record, when that says that a tombstone came to the key
         and the look may be older: another hub may have had the object leave meanwhile. Then a look after that counts,
-        which has ``seen`` the same record."""
+        which has ``seen`` the same record. And the stream's opening, where the object's header is to be read."""
         if found is not None and found.length > 0:
             view = self._ledger.view(ref)
             if view.record.status is ObjectStatus.EVICTING:
-                return view  # its eviction decides
+                return view, None  # its eviction decides
             if view.record.tombstone and view.record != seen:
-                return view.record
-        return self._ledger.settle(ref, found, now, self._settings.put_grace)
+                return view.record, None
+        settled = self._ledger.settle(ref, found, now, self._settings.put_grace)
+        if found is None or found.digest is not None or settled is None:
+            return settled, None
+        return settled, self._ledger.opening(ref.channel, ref.stream)
 
     @staticmethod
     def _found(channel: OpenChannel, head: Head) -> Found:
@@ -223,9 +226,8 @@ class BucketKeeper:
         digest = b"" if head.digest is None and channel.bucket.binds.head_digest else head.digest
         return Found(head.length, head.etag, digest)
 
-    async def _header_proves(self, channel: OpenChannel, ref: ObjectRef, found: Found) -> bool:
+    async def _header_proves(self, channel: OpenChannel, ref: ObjectRef, opening: Opening | None, found: Found) -> bool:
         """For buckets that show no digest: at least the header must be the right one."""
-        opening = await self._database.call(self._ledger.opening, ref.channel, ref.stream)
         if opening is None:
             return False
         try:

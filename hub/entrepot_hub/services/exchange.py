@@ -215,9 +215,11 @@ class Exchange:
         self._check_lock(channel, message.lock)
         node, now = member.node.public, self._clock()
 
+        known = self._rounds.opening(channel.name, message.stream)
+
         def got() -> Opening | None:
             self._ledger.got(channel.name, message.stream, node, message.numbers, now)
-            return self._ledger.opening(channel.name, message.stream)
+            return known or self._ledger.opening(channel.name, message.stream)
 
         opening = await self._database.together(got)
         there = 0 if opening is None else Geometry(opening.length, channel.lock).object_count
@@ -294,49 +296,24 @@ class Exchange:
         self._check_lock(channel, message.lock)
         now = self._clock()
 
-        def find() -> tuple[GrantRecord | None, Opening | None]:
+        def take() -> tuple[GrantRecord, ObjectView | Corrupt]:
             grant = self._ledger.find_grant(message.grant)
-            opening = None if grant is None else self._ledger.opening(grant.ref.channel, grant.ref.stream)
-            return grant, opening
-
-        grant, opening = await self._database.together(find)
-        asker = (member.node.public, message.session)
-        if grant is None or grant.ref.channel != channel.name or (grant.node, grant.session) != asker:
-            raise Conflict("this grant is not yours, or not any more", kind="stale-grant")
-        stream = StreamId(grant.ref.stream)
-        self._may_provide(channel, member, stream)
-        length = None if message.length is UNSET else message.length
-        if message.header or (
-            opening is not None and header_length(opening.length, grant.ref.number, channel.lock) <= MAX_HEADER
-        ):  # only who has the object, or had it, knows its header
+            asker = (member.node.public, message.session)
+            if grant is None or grant.ref.channel != channel.name or (grant.node, grant.session) != asker:
+                raise Conflict("this grant is not yours, or not any more", kind="stale-grant")
             try:
-                header = decode_header(
-                    message.header, stream=stream, lock=channel.lock, number=grant.ref.number, opening=opening
-                )
-                length = header.object_length
+                length = self._length(channel, member, message, grant)
             except Corrupt as error:
-                await self._arbiter.fail(grant, error, now)
-                await self._arbiter.strike(channel, member.node.public, "bad-header", now)
-                raise
-        elif (
-            length is not None
-            and opening is not None
-            and length not in Geometry(opening.length, channel.lock).object_lengths(grant.ref.number)
-        ):
-            raise InvalidInput("the object cannot have so many bytes", length=length)
-        kind = channel.bucket.digest_kind
-        if len(message.digest) != DIGEST_LENGTH[kind]:
-            raise InvalidInput(f"this grant is accepted with a digest of kind {kind}", kind="invalid-input")
-        view = await self._database.call(
-            self._ledger.accept,
-            message.grant,
-            member.node.public,
-            message.digest,
-            now + self._settings.lease,
-            now + self._settings.put_life(length or grant.length),
-            now,
-            length,
-        )
+                return grant, error
+            until = now + self._settings.put_life(length or grant.length)
+            lease = now + self._settings.lease
+            return grant, self._ledger.accept(grant.grant, grant.node, message.digest, lease, until, now, length)
+
+        grant, view = await self._database.together(take)
+        if isinstance(view, Corrupt):
+            await self._arbiter.fail(grant, view, now)
+            await self._arbiter.strike(channel, member.node.public, "bad-header", now)
+            raise view
         if view.record.tombstone:
             with self._arbiter.reaching(channel.name):
                 await self._keeper.clear_tombstone(channel, grant.ref, grant.grant)
@@ -347,6 +324,31 @@ class Exchange:
             self._rounds.accepted(view.grant)
             self._arbiter.announcements.later(grant.ref)
         return AcceptReply(put=as_message(put, now), lease=int(max(held.lease_until - now, 0.0) * 1000))
+
+    def _length(self, channel: OpenChannel, member: Member, message: Accept, grant: GrantRecord) -> int | None:
+        """Of the object that a session says its grant is for, as far as that is known; Corrupt for a wrong header. In
+        the transaction of the accept."""
+        stream = StreamId(grant.ref.stream)
+        self._may_provide(channel, member, stream)
+        opening = self._ledger.opening(grant.ref.channel, grant.ref.stream)
+        length = None if message.length is UNSET else message.length
+        if message.header or (
+            opening is not None and header_length(opening.length, grant.ref.number, channel.lock) <= MAX_HEADER
+        ):  # only who has the object, or had it, knows its header
+            header = decode_header(
+                message.header, stream=stream, lock=channel.lock, number=grant.ref.number, opening=opening
+            )
+            length = header.object_length
+        elif (
+            length is not None
+            and opening is not None
+            and length not in Geometry(opening.length, channel.lock).object_lengths(grant.ref.number)
+        ):
+            raise InvalidInput("the object cannot have so many bytes", length=length)
+        kind = channel.bucket.digest_kind
+        if len(message.digest) != DIGEST_LENGTH[kind]:
+            raise InvalidInput(f"this grant is accepted with a digest of kind {kind}", kind="invalid-input")
+        return length
 
     async def progress(self, channel: OpenChannel, member: Member, message: Progress) -> Ack:
         """More bytes of a granted object went out."""
@@ -373,9 +375,14 @@ class Exchange:
     async def done(self, channel: OpenChannel, member: Member, message: Done) -> Ack:
         """A PUT ended, somehow: look into the bucket, which alone decides."""
         self._check_lock(channel, message.lock)
-        grant = await self._database.call(self._ledger.find_grant, message.grant)
-        if grant is None or grant.ref.channel != channel.name or grant.node != member.node.public:
-            raise Conflict("this grant is not yours", kind="stale-grant")
+
+        def find() -> tuple[GrantRecord, ObjectView]:
+            grant = self._ledger.find_grant(message.grant)
+            if grant is None or grant.ref.channel != channel.name or grant.node != member.node.public:
+                raise Conflict("this grant is not yours", kind="stale-grant")
+            return grant, self._ledger.view(grant.ref)
+
+        grant, before = await self._database.together(find)
         error = None if message.error is None else _told(message.error)
         if not grant.accepted_at:
             await self._arbiter.fail(
@@ -392,7 +399,7 @@ class Exchange:
         self._settling.add(grant.grant)
         try:
             with self._arbiter.reaching(channel.name):
-                await self._arbiter.settle(grant, error)
+                await self._arbiter.settle(grant, before, error)
         finally:
             self._settling.discard(grant.grant)
         return Ack()
@@ -525,7 +532,7 @@ class Exchange:
         self, channel: OpenChannel, member: Member, stream: bytes, opening: Opening, now: float
     ) -> None:
         key = (channel.name, stream, member.node.public)
-        if now < self._holders.get(key, 0.0) + HOLDER_NEWS:
+        if now < self._holders.get(key, 0.0) + HOLDER_NEWS and self._rounds.opening(*key[:2]) is not None:
             return
         if len(self._holders) > 100_000:
             self._holders.clear()

@@ -426,8 +426,8 @@ def _data_spans(descriptor: int, length: int) -> Iterator[tuple[int, int]]:
         offset = stop
 
 
-def move(source: Path, target: Path, *, replace: bool) -> None:
-    """Gives the file another name on the same file system, in one step; syncs the folder of ``target``.
+def move(source: Path, target: Path, *, replace: bool, synced: bool = True) -> None:
+    """Gives the file another name on the same file system, in one step; syncs the folder of ``target`` if ``synced``.
 
     Without ``replace`` a ``target`` that exists, or comes to exist meanwhile, raises ``exists``. Where the
     system has no such rename, a hard link does it; where there are no links either, the look and the rename
@@ -450,7 +450,8 @@ def move(source: Path, target: Path, *, replace: bool) -> None:
                 os.rename(source, target)
         else:
             remove_file(source)
-    sync_folder(target.parent)
+    if synced:
+        sync_folder(target.parent)
 
 
 def _rename_new(source: Path, target: Path) -> bool:

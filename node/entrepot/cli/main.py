@@ -75,11 +75,11 @@ def _run(words: list[str]) -> int:
 def _command(words: list[str], *, as_json: bool) -> int:
     import typer
 
-    from entrepot.cli.application import app
+    from entrepot.cli.commands import application, needed
     from entrepot.cli.output import fail
 
     try:
-        code = app(args=words, prog_name="entrepot", standalone_mode=False)
+        code = application(needed(words))(args=words, prog_name="entrepot", standalone_mode=False)
     except typer.TyperException as error:
         return fail(_usage(error), as_json=as_json)
     except typer.Abort:

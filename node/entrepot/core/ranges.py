@@ -61,7 +61,11 @@ def numbers(pairs: Iterable[Pair]) -> Iterator[int]:
 
 def front(pairs: Iterable[Pair], count: int) -> tuple[int, ...]:
     """The first ``count`` different numbers of a wish."""
-    return tuple(islice(dict.fromkeys(islice(numbers(pairs), count * 4)), count))
+    wish = numbers(pairs)
+    found = dict.fromkeys(islice(wish, count))
+    if len(found) < count:  # some were repeated
+        found.update(dict.fromkeys(islice(wish, count * 3)))
+    return tuple(islice(found, count))
 
 
 def clip(pairs: Iterable[Pair], count: int) -> tuple[Pair, ...]:

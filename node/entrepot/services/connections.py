@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from entrepot.adapters.hub_client import HubClient
 from entrepot.core.errors import Denied, NotFound
@@ -16,6 +17,9 @@ from entrepot.services.keychain import Keychain
 from entrepot.services.lifetime import Lifetime
 from entrepot.services.session import Session
 from entrepot.services.settings import NodeSettings
+
+#: Seconds for which a name goes on to mean the channel it meant: of many files, not each has ``hubs.json`` read again.
+_MEANT_FOR: Final = 1.0
 
 
 class Connections:
@@ -27,6 +31,7 @@ class Connections:
         self._keys = keys
         self._open: dict[str, tuple[Lifetime[Session], Session]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._meant: dict[tuple[str | None, str | None], tuple[float, str, JoinedChannel]] = {}
 
     async def session(self, hub: JoinedHub) -> Session:
         """The session with this hub. Raises ``hub-unreachable`` or Denied as the hub answers."""
@@ -88,14 +93,28 @@ class Connections:
     async def enter(self, name: str | None, host: str | None = None) -> tuple[Session, JoinedChannel]:
         """The session and the channel that are meant, with the rights that the hub has told this session. Raises as
         :meth:`channel` and :meth:`session`."""
+        found = self._entered(name, host)
+        if found is not None:
+            return found
         known = await self.channel(name, host)
         session = await self.session(known.hub)
         if known.name not in session.channels:
             await session.refresh()
-        found = session.channels.get(known.name)
-        if found is None:
+        told = session.channels.get(known.name)
+        if told is None:
             raise _no_member(known.name, [session.hub])
-        return session, found
+        self._meant[name, host] = asyncio.get_running_loop().time() + _MEANT_FOR, known.hub.public, told
+        return session, told
+
+    def _entered(self, name: str | None, host: str | None) -> tuple[Session, JoinedChannel] | None:
+        """What :meth:`enter` gave a moment ago, if the session is still there and has told nothing else since."""
+        until, public, channel = self._meant.get((name, host), (0.0, "", None))
+        lifetime, session = self._open.get(public, (None, None))
+        if lifetime is None or session is None or lifetime.ended or session.expelled is not None:
+            return None
+        if channel is None or until < asyncio.get_running_loop().time():
+            return None
+        return (session, channel) if session.channels.get(channel.name) is channel else None
 
     async def drop(self, hub: JoinedHub) -> None:
         """End the session with this hub, if there is one: the next is set up anew."""

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from entrepot.adapters.store import Fetch
+from entrepot.adapters.store import Fetch, SmallFetch
 from entrepot.adapters.transfer import Moved, SignedRequest, Transfers
 from entrepot.core.errors import EntrepotError
 from entrepot.core.exchange.concurrency import Concurrency, Outcome
@@ -92,7 +92,7 @@ class Downloads:
         return self._lanes.busy
 
     async def bring(
-        self, request: SignedRequest, fetch: Fetch, number: int, miniblocks: Container[int] | None = None
+        self, request: SignedRequest, fetch: Fetch | SmallFetch, number: int, miniblocks: Container[int] | None = None
     ) -> int:
         """Downloads what ``fetch`` lacks of object ``number``, or of those ``miniblocks`` of it; returns the verified
         bytes that came. Raises what :meth:`Transfers.get_object` raises; what came before stays."""
@@ -116,7 +116,9 @@ class Downloads:
                 raise errors.exceptions[0] from None
         return moved
 
-    async def _part(self, request: SignedRequest, fetch: Fetch, number: int, miniblocks: Container[int] | None) -> int:
+    async def _part(
+        self, request: SignedRequest, fetch: Fetch | SmallFetch, number: int, miniblocks: Container[int] | None
+    ) -> int:
         async with self._lanes.one():
             clock = asyncio.get_running_loop().time
             begun, since, told = self._concurrency.begun(), clock(), _Request()
@@ -134,7 +136,9 @@ class Downloads:
             return moved
 
 
-def parts(fetch: Fetch, number: int, miniblocks: Container[int] | None = None) -> Sequence[Container[int] | None]:
+def parts(
+    fetch: Fetch | SmallFetch, number: int, miniblocks: Container[int] | None = None
+) -> Sequence[Container[int] | None]:
     """What to ask for, one after the other or at once: everything (None, or ``miniblocks`` as they are), or the
     miniblocks of parts, numbered within the object."""
     most = max(PART // fetch.lock.miniblock, 1)

@@ -33,7 +33,10 @@ class Driver[E]:
         self._clock = clock
         self._events: deque[Callable[[float], Sequence[E]]] = deque()
         self._feeding = False
-        self._woken = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
     def feed(self, event: Callable[[float], Sequence[E]]) -> None:
         """``event(now)`` tells the machine what happened and returns its effects."""
@@ -47,20 +50,42 @@ class Driver[E]:
                     self._perform(effect)
         finally:
             self._feeding = False
-        self._woken.set()
+        self._arm()
 
     async def run(self) -> None:
-        """Call the machine when it wants to be called; for ever."""
-        while True:
-            self._woken.clear()
+        """Call the machine when it wants to be called; for ever. Raises what the machine or ``perform`` raises then."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        try:
+            self._arm()
+            await self._ended
+        finally:
+            self._loop = None
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+
+    def _arm(self) -> None:
+        """Have :meth:`_ring` called in time. An alarm that is early is left as it is: it looks again. Most events move
+        the time into the future, and then an event costs no timer."""
+        if self._loop is None:
+            return
+        at = self._machine.timer()
+        if at is None or (self._alarm is not None and self._alarm_at <= at):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = self._loop.call_later(max(at - self._clock(), 0.0), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        try:
             at = self._machine.timer()
-            wait = None if at is None else at - self._clock()
-            if wait is None or wait > 0:
-                try:
-                    async with asyncio.timeout(wait):
-                        await self._woken.wait()
-                    continue
-                except TimeoutError:
-                    pass
-            self.feed(self._machine.tick)
-            await asyncio.sleep(0)
+            if at is not None and at <= self._clock():
+                self.feed(self._machine.tick)
+            else:
+                self._arm()
+        except Exception as error:  # noqa: BLE001  # raised to whoever runs the driver
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_exception(error)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 
 from entrepot.adapters.store import Fetch as StoreFetch
-from entrepot.adapters.store import Store
+from entrepot.adapters.store import SmallFetch, Store, is_small
 from entrepot.adapters.transfer import SignedRequest, Transfers, agent
 from entrepot.core.errors import Conflict, Denied, EntrepotError
 from entrepot.core.exchange.requester import (
@@ -44,7 +44,9 @@ _TELL_EVERY = 0.1  # seconds between two reports of verified bytes to the machin
 class Fetched:
     """What a get brought. ``fetched_bytes`` of the stream came through the bucket now, ``from_bucket_bytes`` of them
     lay there already when they were asked for: plain bytes, whatever the codec made of them. ``complete``: the whole
-    stream is held now. ``transfer``: see :attr:`Getter.transfer`."""
+    stream is held now. ``scope``: what the store calls its channel. ``transfer``: see :attr:`Getter.transfer`.
+    ``small``: the stream itself, where it came into memory and nothing of it is in the store.
+    """
 
     opening: Opening
     fetched_bytes: int
@@ -52,6 +54,8 @@ class Fetched:
     objects: int
     complete: bool
     transfer: str
+    scope: str
+    small: SmallFetch | None = None
 
 
 class Getter:
@@ -60,6 +64,7 @@ class Getter:
     ``spans``: only the miniblocks that hold these bytes (none: only the opening is learned); None: the whole stream.
     ``fetch``: an open fetch of the stream to go on with, which stays open; without one the getter has its own.
     ``keep``: the want outlives this process until its deadline. ``whole``: nothing of the stream is in the store.
+    ``memory``: then a small one comes into memory, for whoever called to place it.
     ``on_object`` is told each object that is here, ``on_url`` each signed URL.
     """
 
@@ -79,6 +84,7 @@ class Getter:
         in_order: bool = False,
         keep: bool = False,
         whole: bool = False,
+        memory: bool = False,
         deadline: float | None = None,
         progress: OnProgress | None = None,
         on_object: Callable[[int], None] | None = None,
@@ -91,7 +97,8 @@ class Getter:
         self._transfers = transfers
         self._settings = settings
         self._spans = spans
-        self._fetch = fetch
+        self._fetch: StoreFetch | SmallFetch | None = fetch
+        self._memory = memory and whole and spans is None
         self._borrowed = fetch is not None
         self._name = name
         self._keep = keep
@@ -165,7 +172,9 @@ class Getter:
         opening = self._machine.opening
         assert opening is not None
         complete = self._fetch is not None and self._fetch.complete
-        return Fetched(opening, self._fetched_bytes, self._from_bucket_bytes, self._objects, complete, self.transfer)
+        moved = self._fetched_bytes, self._from_bucket_bytes, self._objects
+        small = self._fetch if isinstance(self._fetch, SmallFetch) else None
+        return Fetched(opening, *moved, complete, self.transfer, self._channel.scope, small)
 
     # -- what happened ------------------------------------------------------------------------------------------
 
@@ -211,7 +220,11 @@ class Getter:
             case Tell(verb, message):
                 self._session.tell(self._channel.name, verb, message)
             case Learned(opening):
-                self._spawn(self._begin(opening))
+                if self._memory and is_small(opening, self._channel.lock):
+                    self._fetch = SmallFetch(self._stream, opening, self._channel.lock)
+                    self._begun(self._fetch)
+                else:
+                    self._spawn(self._begin(opening))
             case Fetch(number, get, _):
                 if self._on_url is not None:
                     self._on_url(number, get)
@@ -261,11 +274,14 @@ class Getter:
         except EntrepotError as error:
             self._abort(error)
             return
-        missing = self._missing(self._fetch)
+        self._begun(self._fetch)
+
+    def _begun(self, fetch: StoreFetch | SmallFetch) -> None:
+        missing = self._missing(fetch)
         self._driver.feed(lambda now: self._machine.begin(missing, now))
         self._count()
 
-    def _missing(self, fetch: StoreFetch) -> tuple[Pair, ...]:
+    def _missing(self, fetch: StoreFetch | SmallFetch) -> tuple[Pair, ...]:
         if self._spans is None:
             return fetch.missing_objects()
         numbers = dict.fromkeys(
@@ -276,11 +292,11 @@ class Getter:
         )
         return of_numbers(numbers)
 
-    def _here(self, fetch: StoreFetch, number: int) -> bool:
+    def _here(self, fetch: StoreFetch | SmallFetch, number: int) -> bool:
         wanted = self._wanted(fetch, number)
         return all(index not in wanted for index in fetch.missing_miniblocks(number))
 
-    def _wanted(self, fetch: StoreFetch, number: int) -> range | frozenset[int]:
+    def _wanted(self, fetch: StoreFetch | SmallFetch, number: int) -> range | frozenset[int]:
         """The miniblocks of the object that are asked for, numbered within it."""
         own = fetch.geometry.miniblocks_of(number)
         if self._spans is None:
@@ -359,7 +375,7 @@ class _Moving:
         self._loop.call_soon_threadsafe(self._getter.moved, count)
 
 
-def _within(fetch: StoreFetch, own: range, spans: Sequence[Span]) -> Iterator[int]:
+def _within(fetch: StoreFetch | SmallFetch, own: range, spans: Sequence[Span]) -> Iterator[int]:
     for offset, length in spans:
         hit = fetch.geometry.miniblocks_of_range(offset, length)
         for index in range(max(own.start, hit.start), min(own.stop, hit.stop)):

@@ -10,7 +10,7 @@ from typing import Final
 
 from entrepot.core.errors import EntrepotError, InvalidInput
 from entrepot.core.identifiers import StreamId
-from entrepot.services.output import output_folder, output_path
+from entrepot.services.output import is_taken, output_folder, output_path
 from entrepot.services.progress import Meter, OnProgress, Progress
 from entrepot.services.targets import Meant, Target
 
@@ -23,11 +23,12 @@ _TOLD: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A stream that is wanted as a file, ``path``; or why it cannot be one."""
+    """A stream that is wanted as a file, ``path``; or why it cannot be one. ``taken``: a file is there."""
 
     target: Target
     meant: Meant
     path: Path | EntrepotError
+    taken: bool = False
 
 
 def planned(meant: Iterable[tuple[Target, Meant]], folder: Path) -> list[Wish]:
@@ -38,6 +39,7 @@ def planned(meant: Iterable[tuple[Target, Meant]], folder: Path) -> list[Wish]:
     wishes: list[Wish] = []
     for target, one in meant:
         path: Path | EntrepotError
+        there = False
         try:
             path = output_path(folder, one.name or one.stream.hex)
         except EntrepotError as error:
@@ -52,7 +54,11 @@ def planned(meant: Iterable[tuple[Target, Meant]], folder: Path) -> list[Wish]:
                     first=held.hex,
                     second=one.stream.hex,
                 )
-        wishes.append(Wish(target, one, path))
+            try:
+                there = is_taken(path)
+            except EntrepotError as error:
+                path = error
+        wishes.append(Wish(target, one, path, there))
     return list({(wish.meant.stream, str(wish.path)): wish for wish in wishes}.values())
 
 

@@ -322,8 +322,9 @@ class Node:
         """
         meant = await self._meant(target, channel, hub)
         path = await asyncio.to_thread(output_path, output, meant.name or meant.stream.hex)
-        got, new = await self._obtain(meant, path, force, deadline, wait, progress)
-        if new:
+        there = await asyncio.to_thread(is_taken, path)
+        got, came = await self._obtain(meant, path, force, deadline, wait, progress, there)
+        if came:
             await self.daemon.poke([meant.stream])
         return got
 
@@ -348,10 +349,12 @@ class Node:
         """
         meant = [(target, await self._meant(target, channel, hub)) for target in targets]
         wishes = await asyncio.to_thread(planned, meant, Path(folder or "."))
+        known = await self._store.known([wish.meant.stream for wish in wishes])
         meter = self._meter("get", progress)
 
         async def get(wish: Wish, path: Path, moving: OnProgress | None) -> Got:
-            return (await self._obtain(wish.meant, path, force, deadline, wait, moving))[0]
+            new = wish.meant.stream not in known and wish.meant.stream not in self._getting
+            return (await self._obtain(wish.meant, path, force, deadline, wait, moving, wish.taken, new=new))[0]
 
         gathering = Gathering(wishes, get, self.daemon.poke, meter=meter if progress else None, at_once=at_once)
         async with contextlib.aclosing(gathering.results()) as results:
@@ -367,9 +370,12 @@ class Node:
         deadline: float | None,
         wait: float | None,
         progress: OnProgress | None,
+        there: bool,
+        *,
+        new: bool = False,
     ) -> tuple[Got, bool]:
-        """The stream as this file, and whether anything of it came."""
-        there = await asyncio.to_thread(is_taken, path)
+        """The stream as this file, and whether anything of it came. ``there``: something is at ``path``. ``new``:
+        nothing of the stream is in the store."""
         async with self._getting.setdefault(meant.stream, asyncio.Lock()):
             if there and not force:
                 meter = self._meter("hash", progress)
@@ -378,13 +384,16 @@ class Node:
                 meter.close()
                 entry = await self._store.entry(meant.stream)
                 return Got(path, meant.stream, entry.opening.length, "there", 0, 0), False
-            known = bool(await self._store.scopes(meant.stream))
+            known = not new and bool(await self._store.scopes(meant.stream))
             how = await self._export_held(meant, path, force) if known else None
             if how is not None:
                 entry = await self._store.entry(meant.stream)
                 return Got(path, meant.stream, entry.opening.length, how, 0, 0), False
             fetched = await self._fetch(meant, deadline, wait, progress, whole=not known)
-            how = (await self._store.export(meant.stream, path, force)).value
+            if fetched.small is None:
+                how = (await self._store.export(meant.stream, path, force)).value
+            else:
+                how = (await self._store.place(fetched.small, fetched.scope, meant.name or "", path, force)).value
         length = fetched.opening.length
         moved = fetched.fetched_bytes, fetched.from_bucket_bytes
         return Got(path, meant.stream, length, how, *moved, fetched.transfer), True
@@ -413,6 +422,7 @@ class Node:
                 name=meant.name or "",
                 keep=wait is not None,
                 whole=whole,
+                memory=True,
                 deadline=wait if wait is not None else deadline,
                 progress=progress,
             )

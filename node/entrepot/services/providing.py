@@ -372,11 +372,11 @@ class Providing:
                 SignedRequest(put.method, put.url, put.headers, agent(job.transfer)),
                 source,
                 progress=_Sending(self, grant),
+                sent=self._store.confirm_from_thread,
             )
             if outcome.exists:
                 error = Conflict("the bucket already has an object at this key", kind="exists", status=outcome.status)
             else:
-                await self._store.confirm(source)
                 self.counts.uploads += 1
                 self.counts.uploaded_bytes += source.size
                 _log.debug("uploaded", extra=job.told(bytes=source.size))

@@ -142,7 +142,11 @@ async def bucket(
         await made.start()
         await made.probe()
         probed[kind] = made
-    yield probed[kind]
+    found = probed[kind]
+    yield found
+    if isinstance(found, S3Bucket) and found._looks is not None:
+        await found._looks.aclose()  # its connections belong to this test's event loop
+        found._looks = None
 
 
 @pytest.fixture

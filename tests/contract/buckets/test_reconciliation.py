@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.servers.grid import Content
+from tests.servers.sqlite import migrated
 
 from entrepot.core.errors import RetryLater
 from entrepot.core.exchange.settings import ExchangeSettings
@@ -86,8 +87,7 @@ class World:
 @pytest.fixture(params=[1000, 2], ids=["one page", "many pages"])
 async def world(request: pytest.FixtureRequest, bucket: Bucket, base: str, tmp_path: Path) -> AsyncIterator[World]:
     """A channel in a prefix of the bucket that this test has for itself."""
-    async with await asyncio.to_thread(Database, f"sqlite:///{tmp_path}/hub.db") as database:
-        await database.migrate()
+    async with await asyncio.to_thread(lambda: Database(migrated(tmp_path / "hub.db"))) as database:
         registry, ledger = Registry(database, MasterKey(bytes(32))), SqlLedger(database)
         await registry.create_channel(
             "demo", quota=QUOTA, lock=LOCK, bucket="file:///b", prefix=base, now=1.0, actor="admin"

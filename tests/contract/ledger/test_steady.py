@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from entrepot.core.errors import Internal
+from entrepot.core.errors import Internal, NotFound, RetryLater
 from entrepot_hub.adapters import steady as module
 from entrepot_hub.adapters import tables as t
-from entrepot_hub.adapters.database import Database
+from entrepot_hub.adapters.database import Database, DatabaseSettings
+from entrepot_hub.adapters.ledger_rows import account, keep_account
 from entrepot_hub.adapters.sql_ledger import SqlLedger
 from entrepot_hub.adapters.steady import steady
 
@@ -85,6 +87,73 @@ def test_one_row_is_one_row(database: Database) -> None:
         made(lane, 2)
         with pytest.raises(Internal):
             lane.execute(WANTS).one_or_none()
+
+
+def test_an_insert_of_nothing_leaves_the_next_as_it_is(database: Database) -> None:
+    """How a statement was run once, with no rows at all, is not how it is run with some."""
+    with database.lane() as lane:
+        assert made(lane, 0) == []
+        assert len(list(lane.execute(NEW_WANT, [want(1), want(2)]))) == 2
+
+
+def test_a_channel_is_read_once(database: Database) -> None:
+    """What a transaction knows of a channel is what it kept of it: neither what it thought of and did not keep, nor
+    what was so before somebody else's statement."""
+    with database.lane() as lane:
+        made(lane, 0)
+        of = account(lane, "demo")
+        of.charged = 5
+        keep_account(lane, of)
+        of.charged = 6
+        assert account(lane, "demo").charged == 5
+        lane.execute(sa.text("UPDATE channels SET charged = 7"))
+        assert account(lane, "demo").charged == 7
+        with database.transaction() as connection:
+            assert account(lane, "demo").charged == 7
+            connection.execute(sa.text("UPDATE channels SET charged = 8"))
+            assert account(lane, "demo").charged == 8
+    with database.transaction() as connection:
+        connection.execute(sa.text("DELETE FROM channels"))
+    with database.lane() as lane, pytest.raises(NotFound):
+        account(lane, "demo")
+
+
+def test_a_failed_transaction_of_steady_statements_is_undone(database: Database) -> None:
+    """Where SQLAlchemy had no part in it, too; and the next transaction is begun as any."""
+    with database.lane() as lane:
+        made(lane, 2)
+
+    def change(trouble: Exception | None) -> None:
+        with database.lane() as lane:
+            lane.execute(KEPT, {"least": -1})
+            if trouble is not None:
+                raise trouble
+            lane.execute(NEW_WANT, want(0))  # there is one already
+
+    with pytest.raises(NotFound):
+        change(NotFound("not here"))
+    with pytest.raises(Internal):
+        change(None)
+    with database.lane() as lane:
+        assert [row.keep for row in lane.execute(WANTS)] == [True, False]
+        assert lane.execute(KEPT, {"least": 0}).rowcount == 1
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """While one thread has a transaction another waits for it, and is told that it is busy if it takes too long."""
+    database = Database(f"sqlite:///{tmp_path / 'hub.db'}", DatabaseSettings(busy=0.05))
+    database.migrate_now()
+
+    def ask() -> int:
+        with database.lane() as lane:
+            return len(lane.execute(WANTS).all())
+
+    with ThreadPoolExecutor(1) as threads:
+        with database.lane(), pytest.raises(RetryLater) as caught:
+            threads.submit(ask).result(30)
+        assert caught.value.kind == "busy"
+        assert threads.submit(ask).result(30) == 0
+    database.close()
 
 
 def test_every_steady_statement_can_be_compiled(database: Database) -> None:

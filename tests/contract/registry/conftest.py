@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.servers.postgres import PostgreSQL, running_postgres
+from tests.servers.sqlite import migrated
 
 from entrepot.core.lock import SchemaLock
 from entrepot_hub.adapters.database import Database, DatabaseSettings
@@ -28,8 +29,7 @@ def postgres() -> Iterator[PostgreSQL]:
 @pytest.fixture(params=["sqlite", "postgres"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     if request.param == "sqlite":
-        found = Database(f"sqlite:///{tmp_path / 'hub.db'}")
-        await found.migrate()
+        found = Database(await asyncio.to_thread(migrated, tmp_path / "hub.db"))
     else:
         server: PostgreSQL = request.getfixturevalue("postgres")
         found = Database(await asyncio.to_thread(server.migrated), DatabaseSettings(workers=4))

@@ -18,6 +18,7 @@ from tests.contract.registry.test_database import keys, put
 
 from entrepot.core.errors import NotFound, RetryLater
 from entrepot_hub.adapters.database import Database, DatabaseSettings
+from entrepot_hub.adapters.ledger_rows import account, keep_account
 
 
 class Held:
@@ -112,6 +113,37 @@ async def test_a_broken_constraint_is_its_callers(tmp_path: Path) -> None:
         outcomes = await found.together(run(put, "a"), run(put, "a"), run(put, "c"))
         assert [outcome is None for outcome in outcomes] == [True, False, True]
     assert stored(path) == ["a", "c"]
+
+
+@pytest.mark.blocking
+async def test_what_was_undone_is_not_known_to_the_next(tmp_path: Path) -> None:
+    """Of a channel that one changed before it failed, those committed together see what it was."""
+    async with held(tmp_path / "hub.db") as found:
+        database = found.database
+
+        def make(connection: Connection) -> None:
+            connection.execute(sa.text("INSERT INTO buckets (id, url, prefix, binds) VALUES (1, 'u', '', '{}')"))
+            connection.execute(
+                sa.text(
+                    "INSERT INTO channels (id, name, quota, lock, bucket_id, public_read, created_at) "
+                    "VALUES (1, 'demo', 1, 'l', 1, 0, 0)"
+                )
+            )
+
+        def charge(more: int) -> int:
+            with database.lane() as lane:
+                of = account(lane, "demo")
+                of.charged += more
+                keep_account(lane, of)
+                if more > 1:
+                    raise NotFound("not here")
+                return of.charged
+
+        with database.transaction() as connection:
+            make(connection)
+        first, second, third, fourth = await found.together(*(database.call(charge, more) for more in (1, 2, 1, 0)))
+        assert (first, third, fourth) == (1, 2, 2)
+        assert isinstance(second, NotFound)
 
 
 @pytest.mark.blocking

@@ -20,6 +20,8 @@ from entrepot.core.exchange.settings import ExchangeSettings
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import Ack, Bad, Signed
 
+pytestmark = pytest.mark.usefixtures("brief_probe")
+
 
 def poisoned(content: Content, number: int) -> bytes:
     """The object's true header over other bytes."""

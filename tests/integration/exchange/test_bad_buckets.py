@@ -132,8 +132,11 @@ async def test_a_bucket_that_is_endless_keeps_no_other_from_being_compared(
 
 
 @pytest.mark.parametrize("how", ["hangs", "fails"])
-async def test_a_bad_bucket_degrades_the_hub_and_leaves_it_ready(grid: Grid, how: str) -> None:
+async def test_a_bad_bucket_degrades_the_hub_and_leaves_it_ready(
+    grid: Grid, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """/readyz stays 200 and says degraded; the status names the channel; and it is ok again when the bucket is."""
+    monkeypatch.setattr(hub, "_BUCKET_OK", 0.5)
     await grid.channel("bad")
     await grid.channel("good")
     await spoil(grid, "bad", how)

@@ -25,6 +25,8 @@ from entrepot_hub.adapters.sql_ledger import SqlLedger
 from entrepot_hub.core.ledger import Usage
 from entrepot_hub.services.settings import DATABASE_NAME
 
+pytestmark = pytest.mark.usefixtures("brief_probe")
+
 
 def words(length: int) -> bytes:
     """Text-like bytes, another text each time."""

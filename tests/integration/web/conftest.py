@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.servers.sqlite import migrated
 
 from entrepot.adapters.hub_client import HubClient, HubClientSettings
 from entrepot.core.exchange.settings import ExchangeSettings
@@ -178,9 +179,8 @@ async def make_hub(tmp_path: Path) -> AsyncIterator[MakeHub]:
                 limits=limits or LimitSettings(),
             )
             # SQLAlchemy looks at the file system as it is set up.
-            database = await asyncio.to_thread(Database, f"sqlite:///{folder}/hub.db")
+            database = await asyncio.to_thread(lambda: Database(migrated(folder / "hub.db")))
             await stack.enter_async_context(database)
-            await database.migrate()
             master = MasterKey(secrets.token_bytes(32))
             identity = NatsIdentity.create(secrets.token_bytes(RANDOM_LENGTH))
             clock, heard = Clock(), Heard()

@@ -14,7 +14,7 @@ from tests.servers.azurite import AzureServer, run_azurite
 from tests.servers.gcs import GcsServer, run_gcs
 from tests.servers.ministack import S3Server, run_ministack
 
-pytestmark = pytest.mark.blocking  # looks at files
+pytestmark = [pytest.mark.blocking, pytest.mark.usefixtures("brief_probe")]  # looks at files
 
 SECRET = "wJalrXUtnFEMI-very-secret"
 

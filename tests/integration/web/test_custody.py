@@ -101,7 +101,7 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, provider: Provider) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, provider: Provider, brief_probe: None) -> AsyncIterator[Stage]:
     grid = Grid(tmp_path)
     key = await asyncio.to_thread(provider.key)
     url = location(provider.server, f"lab/{secrets.token_hex(4)}")

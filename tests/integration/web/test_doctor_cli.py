@@ -77,6 +77,7 @@ def test_a_bucket_that_holds_little_is_told_so(command: Command, tmp_path: Path)
         assert found["binds"]["create_only"] is False
 
 
+@pytest.mark.usefixtures("brief_probe")
 def test_a_bucket_that_is_away_is_a_failure(command: Command, tmp_path: Path) -> None:
     """The doctor says what is broken instead of ending in an error, and its exit code tells."""
     with run_rclone(tmp_path) as server:

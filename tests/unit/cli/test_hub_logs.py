@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from aiohttp import web
 
 from entrepot_hub.cli.logs import set_up_logs
+
+told = structlog.get_logger()
 
 
 @pytest.fixture
@@ -51,3 +55,20 @@ async def test_what_is_no_http_does_not_fill_the_log(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "Traceback" in lines[0]
+
+
+@pytest.mark.parametrize("once", ["once", "again"])
+def test_a_log_ends_with_its_test(once: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test set up does not reach the next: each finds the log unset, and the same logger writes to its own
+    standard error."""
+    assert not structlog.is_configured()
+    assert not [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", stream)
+        set_up_logs(as_json=True)
+        told.info("told", turn=once)
+        logging.getLogger().warning("said")
+    lines = stream.getvalue().splitlines()
+    assert [word in line for word, line in zip(("told", "said"), lines, strict=True)] == [True, True]
+    stream.close()

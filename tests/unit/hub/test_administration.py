@@ -8,6 +8,7 @@ import time
 
 import pytest
 import rich.pretty
+from tests.servers.sqlite import migrated
 
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput
 from entrepot.core.keyring import derive_node_key
@@ -58,8 +59,7 @@ def heard():
 @pytest.fixture
 async def admin(tmp_path, heard):
     """An administration over a real database, with the channel ``demo`` and the node ``lab``."""
-    async with await asyncio.to_thread(Database, f"sqlite:///{tmp_path}/hub.db") as database:
-        await database.migrate()
+    async with await asyncio.to_thread(lambda: Database(migrated(tmp_path / "hub.db"))) as database:
         registry = Registry(database, MASTER)
         vault = Vault(MASTER, HUB, "https://hub.example.org", time.time)
         made = Administration(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from scripts import bench_page, bench_transfer
-from scripts.bench_bed import FAILED, Plan
+from scripts.bench_bed import FAILED, Plan, limited
 from scripts.bench_gauge import GIB, MIB, Row, Rows
 from scripts.bench_page import PAGE, ROWS, SECTIONS, placed, plot, tables, versus, write
 from scripts.bench_targets import TARGETS, Verdict, halves, ratios
@@ -61,6 +62,12 @@ def test_the_fastest_halves_may_be_of_two_tools_and_go_through_the_same_server()
     up, down, ratio = found
     assert (up, down) == ("s5cmd", "rclone")
     assert (ratio.least, ratio.median, ratio.most) == (4 / 6, 4 / 5, 8 / 6)
+
+
+def test_who_took_part_once_is_not_the_fastest() -> None:
+    """A tool that was measured in one run of three is not chosen, however fast it was then."""
+    found = halves(rows(*SOME.rows, tool("git-annex", 1, 0.1, 0.1)), "loopback", CASE)
+    assert found == halves(SOME, "loopback", CASE)
 
 
 def test_a_target_is_met_or_missed_by_the_median() -> None:
@@ -192,6 +199,66 @@ def test_what_failed_is_told_by_the_exit_code(monkeypatch: pytest.MonkeyPatch, t
     assert [row.scenario for row in Rows.read(tmp_path / "rows").rows] == ["single", "again"]
     assert run(monkeypatch, tmp_path, wire=stumbles) == 1
     assert run(monkeypatch, tmp_path, again=lacks) == 0
+
+
+def test_rows_are_written_as_they_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When the command is ended, what it has measured until then is in the file, and of the rest the rows of the last
+    time; a scenario that has not come to its end replaces nothing."""
+
+    def tiny(plan: Plan) -> None:
+        plan.add(Row("tiny", "1 KiB", "entrepot", 0, {"wall": 0.5}))
+
+    def loopback(plan: Plan) -> None:
+        plan.add(ours(7, 2.0))
+        raise KeyboardInterrupt
+
+    former = rows(ours(0, 4.0), Row("tiny", "1 KiB", "entrepot", 0, {"wall": 0.01}))
+    Rows(former.machine, former.rows, {"loopback": {"run": "whole"}, "tiny": {"run": "whole"}}).write(tmp_path / "rows")
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path, "--write", tiny=tiny, loopback=loopback)
+    found = Rows.read(tmp_path / "rows")
+    assert [(row.scenario, row.values["wall"]) for row in found.rows] == [("loopback", 4.0), ("tiny", 0.5)]
+    assert [found.runs[name]["run"] for name in ("loopback", "tiny")] == ["whole", "quick"]
+
+
+def test_a_scenario_that_takes_too_long_does_not_hold_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that does not end has failed, and the next begins; one that should begin after the time for all keeps its
+    former rows. Both are told by the exit code."""
+    monkeypatch.setattr(bench_transfer, "_PATIENCE", 0.1)
+    monkeypatch.setattr(bench_transfer, "_GRACE", 0.0)
+
+    def hangs(plan: Plan) -> None:
+        with limited(60):
+            threading.Event().wait(60)
+
+    def tiny(plan: Plan) -> None:
+        with limited(60):
+            plan.add(Row("tiny", "1 KiB", "entrepot", 0, {"wall": 0.5}))
+
+    assert run(monkeypatch, tmp_path, single=hangs, tiny=tiny) == 1
+    failed, fine = Rows.read(tmp_path / "rows").rows
+    assert failed.lacks == "failed: it did not end within 0 s"
+    assert fine.scenario == "tiny"
+    assert run(monkeypatch, tmp_path, "--write", "--within", "0", tiny=tiny) == 1
+    assert Rows.read(tmp_path / "rows").rows == [failed, fine]
+
+
+def test_what_is_late_is_not_repeated() -> None:
+    """A scenario measures once whatever the time, and again only while there is some; a part of ours that fails is a
+    row and the next part follows."""
+    made: list[Row] = []
+    plan = Plan(False, (), made.append, lambda text: None, late=lambda: bool(made))
+    assert list(plan.turns(3)) == [0, 1, 2]
+    for case in ("one", "other"):
+        with plan.part("loopback", case):
+            for number in plan.turns(3):
+                plan.add(Row("loopback", case, "entrepot", number, {"wall": 1.0}))
+            raise RuntimeError("no such luck")
+    assert [(row.case, row.run, row.lacks) for row in made] == [
+        (case, 0, lacks) for case in ("one", "other") for lacks in (None, f"{FAILED} no such luck")
+    ]
 
 
 def test_scenarios_that_were_not_run_keep_their_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
         (("-h",), 0),
         (("nothing",), 2),
         (("transfer", "--help"), 0),
+        (("profile", "--help"), 0),
         (("eviction", "-h"), 0),
         (("transfer", "--nothing"), 2),
+        (("profile", "--nothing"), 2),
         (("transfer", "--scenario=tiny", "--nothing=1"), 2),
     ],
 )

@@ -9,6 +9,7 @@ create-only and expiry (an upload that is not complete when its URL ends is drop
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from entrepot.core.errors import Denied, InvalidInput, RetryLater
+from entrepot.core.errors import Conflict, Denied, InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets.folder_files import FolderFiles, Upload
 from entrepot_hub.adapters.buckets.folder_urls import Permission, UrlSigner
 from entrepot_hub.adapters.buckets.interface import (
@@ -55,6 +56,7 @@ _BINDS = Binds(
 
 #: Uploads of one object at once.
 _UPLOADS_PER_KEY: Final = 2
+_BUFFER: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class FolderBucket:
         self._former: tuple[UrlSigner, ...] = ()
         self._former_until = 0.0
         self._threads = ThreadPoolExecutor(self.settings.threads, thread_name_prefix=f"bucket-{name}")
+        self._buffers = threading.local()
         self._uploads: Counter[str] = Counter()
         self._closed = False
 
@@ -248,16 +251,20 @@ class FolderBucket:
             if not self._uploads[key]:
                 del self._uploads[key]
 
-    async def begin(self) -> Upload:
-        """A new upload, for the caller to discard."""
-        return await self._hold(self._files.begin, Upload.discard)
+    async def begin(self, key: str | None = None) -> Upload:
+        """A new upload, for the caller to discard. Raises ``Conflict(exists)`` if there is an object at ``key``."""
+        return await self._hold(partial(self._begin, key), Upload.discard)
 
     def write(self, upload: Upload, pieces: Sequence[bytes]) -> asyncio.Future[int]:
         """Append to an upload, in a thread that is at work already when this returns; the bytes so far."""
         return asyncio.wrap_future(self._submit(partial(upload.write, pieces)))
 
+    def draw(self, work: Callable[[memoryview], None]) -> asyncio.Future[None]:
+        """Run ``work`` with a buffer of 1 MiB, in a thread that is at work already when this returns."""
+        return asyncio.wrap_future(self._submit(lambda: work(self._buffer())))
+
     async def publish(self, upload: Upload, permission: Permission) -> Entry:
-        """Make an upload visible as permitted, if it is complete before the permission ends.
+        """Make an upload visible as permitted, if it is complete before the permission ends. It is over then.
 
         Raises ``Denied(expired)``, ``Conflict(exists)``, ``InvalidInput(wrong bytes)``.
         """
@@ -266,6 +273,8 @@ class FolderBucket:
     async def discard(self, upload: Upload) -> None:
         """Remove an upload's temporary file, even while the caller is being cancelled or the bucket
         closes."""
+        if upload.over:
+            return
         try:
             future = self._threads.submit(upload.discard)
         except RuntimeError:  # the threads have ended
@@ -284,13 +293,26 @@ class FolderBucket:
         """A piece of an open object."""
         return await self._run(self._files.pread, file, length, offset)
 
+    def _begin(self, key: str | None) -> Upload:
+        if key is not None and self._files.exists(key):
+            raise Conflict("there is an object already", kind="exists", key=key)
+        return self._files.begin()
+
     def _publish(self, upload: Upload, permission: Permission) -> Entry:
-        return upload.publish(
-            permission.key,
-            permission.length,
-            permission.digest,
-            before=lambda: self._signer.check_time(permission, self.clock()),
-        )
+        with upload:
+            return upload.publish(
+                permission.key,
+                permission.length,
+                permission.digest,
+                before=lambda: self._signer.check_time(permission, self.clock()),
+            )
+
+    def _buffer(self) -> memoryview:
+        """This thread's own: the first touch of new memory costs as much as half of the hash."""
+        found: memoryview | None = getattr(self._buffers, "view", None)
+        if found is None:
+            found = self._buffers.view = memoryview(bytearray(_BUFFER))
+        return found
 
     async def _hold[T](self, work: Callable[[], T], let_go: Callable[[T], object]) -> T:
         """Run what returns a resource; if nobody waits for it any more, let it go."""

@@ -473,6 +473,11 @@ class Upload:
         self._hasher = hashlib.sha256()
         self._length = 0
 
+    @property
+    def over(self) -> bool:
+        """Whether it was discarded."""
+        return self._descriptor is None
+
     def write(self, pieces: Iterable[Buffer]) -> int:
         """Append the pieces and hash them. Returns the bytes written so far."""
         with self._lock, translated(self.name):

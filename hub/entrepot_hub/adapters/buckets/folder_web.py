@@ -13,8 +13,7 @@ Answers (errors carry ``{"error": {kind, message, hint, data}}``):
   same reason.
 - HEAD and others: 405.
 
-The body goes to the disk in pieces of about half a MiB, one being written while the next comes in: about 1
-MiB of memory per upload, whatever the object's size.
+How a body gets to the disk: :mod:`entrepot_hub.adapters.buckets.folder_intake`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from io import FileIO
 from typing import Final
 
 import msgspec
-from aiohttp import ClientError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
 from entrepot.core.errors import (
     Conflict,
@@ -40,12 +38,11 @@ from entrepot.core.errors import (
     to_wire,
 )
 from entrepot_hub.adapters.buckets.folder import FolderBucket
-from entrepot_hub.adapters.buckets.folder_files import Upload
+from entrepot_hub.adapters.buckets.folder_intake import take_in
 from entrepot_hub.adapters.buckets.folder_urls import BUCKET_PATH, Permission
 from entrepot_hub.adapters.buckets.interface import Entry
 from entrepot_hub.core.rates import Crowd
 
-_PIECE: Final = 512 << 10
 #: What is sent between two looks at the clock: a reader slower than this per stall time is let go.
 _SENDFILE_PIECE: Final = 1 << 20
 #: Readers of one URL at once: it is one for all readers of a channel, and may be overheard.
@@ -78,7 +75,6 @@ class FolderWeb:
         """Take an object's bytes."""
         try:
             bucket, permission = self._check_put(request)
-            await self._check_free(bucket, permission)
             with bucket.turn(permission.key):
                 entry = await _receive(request, bucket, permission)
         except EntrepotError as error:
@@ -162,55 +158,16 @@ class _LengthRequired(InvalidInput):
 
 
 async def _receive(request: web.Request, bucket: FolderBucket, permission: Permission) -> Entry:
-    upload = await bucket.begin()
+    upload = await bucket.begin(permission.key)
     try:
         try:
             async with asyncio.timeout(bucket.settings.stall + (request.content_length or 0) / _FLOOR):
-                await _stream(request, bucket, upload)
+                await take_in(request, bucket, upload)
         except TimeoutError:
             raise RetryLater(f"fewer than {_FLOOR} bytes came a second", kind="deadline", rate=_FLOOR) from None
         return await bucket.publish(upload, permission)
     finally:
         await bucket.discard(upload)
-
-
-async def _stream(request: web.Request, bucket: FolderBucket, upload: Upload) -> None:
-    content = request.content
-    pieces: list[bytes] = []
-    gathered = 0
-    writing: asyncio.Future[int] | None = None
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(bucket.settings.stall):
-                    piece = await content.readany()
-            except TimeoutError:
-                raise RetryLater(
-                    f"no byte came for {bucket.settings.stall:g} seconds",
-                    kind="deadline",
-                    seconds=bucket.settings.stall,
-                ) from None
-            except (HttpProcessingError, ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-                raise InvalidInput("the upload ended before its Content-Length") from error
-            if piece:
-                pieces.append(piece)
-                gathered += len(piece)
-                if gathered < _PIECE:
-                    continue
-            if writing is not None:
-                await writing
-                writing = None
-            if pieces:
-                writing = bucket.write(upload, pieces)
-                pieces, gathered = [], 0
-            if not piece:
-                if writing is not None:
-                    await writing
-                return
-    except BaseException:
-        if writing is not None:
-            writing.cancel()
-        raise
 
 
 async def _send(

@@ -12,6 +12,7 @@ import re
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ _TIMEOUT: Final = 15.0
 #: Seconds for one request, however the answer trickles.
 _LIMIT: Final = 60.0
 _LENGTH: Final = 1000
+#: Seconds after which a URL of one second has ended by any clock that is a little off.
+_EXPIRED: Final = 3.0
 #: What of a provider's refusal is passed on: its code, if it looks like one.
 _TOLD: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
 #: Headers that let an upload only create.
@@ -63,6 +66,8 @@ async def probe_uploads(bucket: Bucket, prefix: str = "", *, expiry: bool = True
     probe = _Probe(bucket, prefix, ca)
     try:
         shown = await probe.good()
+        if expiry:
+            await probe.let_expire()
         digest, true = await probe.digest()
         binds = replace(
             bucket.binds,
@@ -91,6 +96,7 @@ class _Probe:
         self._ca = ca
         self._data = secrets.token_bytes(_LENGTH)
         self._other = secrets.token_bytes(_LENGTH)
+        self._short: tuple[str, SignedRequest, float]
 
     def _key(self) -> str:
         self.keys.append(scratch_key(self._prefix))
@@ -185,10 +191,15 @@ class _Probe:
         await self._bucket.put_tombstone(key)
         return not (await self._send(signed, b"")).accepted
 
+    async def let_expire(self) -> None:
+        """Sign the URL that :meth:`expiry` needs: it ends while other things are tried."""
+        key = self._key()
+        self._short = key, await self._signed(key, self._data, expires=1), time.monotonic()
+
     async def expiry(self) -> bool:
         """A PUT after the URL's end is refused."""
-        signed = await self._signed(key := self._key(), self._data, expires=1)
-        await asyncio.sleep(3)
+        key, signed, since = self._short
+        await asyncio.sleep(since + _EXPIRED - time.monotonic())
         answer = await self._send(signed, self._data)
         return not answer.accepted and await self._bucket.head(key) is None
 

@@ -6,8 +6,8 @@ Uploads and downloads are URLs signed with Signature Version 4 in the query. A P
 honours them binds length, digest and create-only. How much of that is true is found by :meth:`S3Bucket.probe`, for
 some servers ignore what they do not know.
 
-boto3 is used for the hub's own looks and changes, in threads (:mod:`.s3_calls`); signing is botocore's signer called
-directly, which is three times as fast as a client's ``generate_presigned_url`` and lets the headers be signed.
+boto3 is used for the hub's own looks and changes, in threads (:mod:`.s3_calls`), but for the first try of the looks
+that every object needs (:mod:`.s3_looks`) and for signing (:mod:`.s3_signing`), which lets the headers be signed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import base64
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from botocore.auth import S3SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
 
 from entrepot.core.errors import InvalidInput, RetryLater
 from entrepot_hub.adapters.buckets.interface import (
@@ -50,9 +49,11 @@ from entrepot_hub.adapters.buckets.s3_calls import Calls
 from entrepot_hub.adapters.buckets.s3_client import make_s3_client
 from entrepot_hub.adapters.buckets.s3_errors import translation
 from entrepot_hub.adapters.buckets.s3_facts import Examination
-from entrepot_hub.adapters.buckets.s3_keys import KeyRing
+from entrepot_hub.adapters.buckets.s3_keys import KeyRing, Keys
+from entrepot_hub.adapters.buckets.s3_looks import SHORT, Looks, Unfit, goes_by_proxy
 from entrepot_hub.adapters.buckets.s3_retries import Tries
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
+from entrepot_hub.adapters.buckets.s3_signing import Signer
 from entrepot_hub.adapters.buckets.s3_transport import Sockets, guard
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class S3Bucket:
     """A bucket on an S3 server. See the interface for what it promises.
 
     ``binds`` is the profile's until :meth:`probe` has looked. ``clock`` gives unix seconds; the times inside
-    signatures are botocore's own.
+    signatures are the machine's own.
     """
 
     def __init__(self, settings: S3Settings, *, name: str, clock: Callable[[], float] = time.time) -> None:
@@ -77,10 +78,13 @@ class S3Bucket:
         self.binds = settings.binds
         self._settings = settings
         self._clock = clock
-        self._base = settings.public_base
+        self._digest_kind = settings.digest_kind
+        self._signer = Signer(settings.public_base, settings.region)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"bucket-{name}")
         self._making = threading.Lock()
         self._made: S3Client | None = None
+        self._looks: Looks | None = None
+        self._no_looks = False  # boto3 makes all requests
         self._closing = threading.Event()
         self._sockets = Sockets()
         self._running: set[concurrent.futures.Future[Any]] = set()
@@ -117,7 +121,7 @@ class S3Bucket:
     @property
     def digest_kind(self) -> DigestKind:
         """As the interface says."""
-        return self._settings.digest_kind
+        return self._digest_kind
 
     async def examine(self) -> Facts:
         """As the interface says. Whether anybody may write is found by trying: what is taken is removed again."""
@@ -144,14 +148,18 @@ class S3Bucket:
         """As the interface says. Who may not list a bucket gets 403 for what is absent: see
         ``Calls._is_absent``."""
         check_key(key)
-        return await self._run(Calls.head, key)
+        return await self._first(lambda looks, pair: looks.head(pair, self.binds, key), Calls.head, key)
 
     async def read(self, key: str, offset: int, length: int, etag: str | None = None) -> bytes:
         """As the interface says."""
         check_key(key)
         check_etag(etag)
         check_range(offset, length)
-        return await self._run(Calls.read, key, offset, length, etag)
+        if not 0 < length <= SHORT:
+            return await self._run(Calls.read, key, offset, length, etag)
+        return await self._first(
+            lambda looks, pair: looks.read(pair, key, offset, length, etag), Calls.read, key, offset, length, etag
+        )
 
     async def delete(self, key: str, etag: str | None = None) -> bool:
         """As the interface says. One object per request: providers differ in how they delete many."""
@@ -182,6 +190,8 @@ class S3Bucket:
         """As the interface says. What is under way has a few seconds; then its connections are ended."""
         if not self._closing.is_set():
             self._closing.set()
+            if self._looks is not None:
+                await self._looks.aclose()
             await asyncio.to_thread(self._end)
 
     async def __aenter__(self) -> Self:
@@ -200,17 +210,17 @@ class S3Bucket:
     # --- signing ------------------------------------------------------------------------------------------
 
     async def _sign(self, method: Method, key: str, headers: Mapping[str, str], expires: int) -> SignedRequest:
-        keys = self._keys.ready()
-        if keys is None:
-            keys = await self._in_thread(self._keys.fresh)
-        request = AWSRequest(method, f"{self._base}/{key}", headers=dict(headers))
+        keys = await self._ready()
         now = self._clock()
         # A URL dies with the keys that signed it: it does not promise more.
         life = expires if keys.ends is None else max(1, min(expires, int(keys.ends - now)))
-        S3SigV4QueryAuth(keys.pair, "s3", self._settings.region, expires=life).add_auth(request)
-        url = request.url
-        assert isinstance(url, str)
+        url = self._signer.url(keys.pair, method, key, headers, life, time.time())
         return SignedRequest(method=method, url=url, headers=dict(headers), expires_at=now + life)
+
+    async def _ready(self) -> Keys:
+        """The keys of the moment."""
+        keys = self._keys.ready()
+        return keys if keys is not None else await self._in_thread(self._keys.fresh)
 
     # --- blocking halves, run in the bucket's threads -----------------------------------------------------
 
@@ -218,16 +228,17 @@ class S3Bucket:
         with translation(self._settings.bucket):
             return Examination(self._client(), self._settings, self._tries(_LONG), self._clock, self._sockets).facts()
 
-    def _call[T](self, work: Callable[..., T], times: float, *args: Any) -> T:
+    def _call[T](self, work: Callable[..., T], tries: Tries, *args: Any) -> T:
         with translation(self._settings.bucket):
-            return work(Calls(self._client(), self._settings, self.binds, self._tries(times)), *args)
+            return work(Calls(self._client(), self._settings, self.binds, tries), *args)
 
-    def _tries(self, times: float) -> Tries:
+    def _tries(self, times: float, failed: Exception | None = None, spent: float = 0.0) -> Tries:
         return Tries(
             attempts=self._settings.attempts,
-            total=self._settings.total * times,
+            total=self._settings.total * times - spent,
             wait=self._closing.wait,
             renew=self._renew,
+            failed=failed,
         )
 
     def _renew(self) -> bool:
@@ -240,6 +251,14 @@ class S3Bucket:
                 self._made = make_s3_client(self._settings, self._keys.for_client())
                 guard(self._made, self._sockets, self._settings.total)
             return self._made
+
+    def _make_looks(self) -> None:
+        with translation(self._settings.bucket):
+            client = self._client()
+            with self._making:
+                if self._looks is None and not self._no_looks:
+                    self._no_looks = goes_by_proxy(client, self._settings)
+                    self._looks = None if self._no_looks else Looks(self._settings, client)
 
     def _end(self) -> None:
         self._threads.shutdown(wait=False)
@@ -254,7 +273,28 @@ class S3Bucket:
 
     async def _run[T](self, work: Callable[..., T], *args: Any, times: float = 1.0) -> T:
         """One operation of :class:`Calls`, in a thread."""
-        return await self._in_thread(lambda: self._call(work, times, *args), times=times)
+        return await self._in_thread(lambda: self._call(work, self._tries(times), *args), times=times)
+
+    async def _first[T](
+        self, ask: Callable[[Looks, ReadOnlyCredentials], Awaitable[T]], work: Callable[..., T], *args: Any
+    ) -> T:
+        """The same for one that begins with a request on the event loop. If that fails the thread takes it from there:
+        what to make of an error, and whether to ask again, is decided in one place."""
+        if self._looks is None and not self._no_looks:
+            await self._in_thread(self._make_looks)
+        if self._looks is None:
+            return await self._run(work, *args)
+        keys = await self._ready()
+        self._check_open()  # nothing that closing would not know of is begun
+        began = time.monotonic()
+        try:
+            return await ask(self._looks, keys.pair)
+        except Unfit:
+            return await self._run(work, *args)
+        except Exception as error:  # noqa: BLE001  # judged in the thread, which lets none escape
+            failed = error
+        tries = self._tries(1.0, failed, time.monotonic() - began)
+        return await self._in_thread(lambda: self._call(work, tries, *args))
 
     async def _in_thread[T](self, work: Callable[[], T], *, times: float = 1.0) -> T:
         self._check_open()

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from entrepot.core.errors import Conflict, RetryLater
 from entrepot.core.keys import OWNER_MARK
-from entrepot_hub.adapters.buckets.interface import MAX_READ, Binds, Entry, Head, Listing, is_key
+from entrepot_hub.adapters.buckets.interface import MAX_READ, Binds, DigestKind, Entry, Head, Listing, is_key
 from entrepot_hub.adapters.buckets.s3_errors import code_of, status_of
 from entrepot_hub.adapters.buckets.s3_retries import Tries
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
@@ -58,16 +58,7 @@ class Calls:
             if status_of(error) == 403 and self._is_absent(key):
                 return None
             raise
-        etag = _bare(said(answer, "ETag"))
-        digest = None
-        if self._binds.head_digest:
-            digest = _sha256(answer.get("ChecksumSHA256")) if kind == "sha256" else _md5(etag)
-        return Head(
-            length=said(answer, "ContentLength"),
-            etag=etag,
-            digest=digest,
-            modified=said(answer, "LastModified").timestamp(),
-        )
+        return head_of(answer, self._binds, kind)
 
     def read(self, key: str, offset: int, length: int, etag: str | None) -> bytes:
         """Exactly these bytes, or fewer at the end."""
@@ -247,14 +238,7 @@ class Calls:
             Bucket=self._settings.bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}", **options
         )
         with contextlib.closing(answer["Body"]) as body:
-            # Some servers ignore a condition; none leaves the etag out.
-            if etag is not None and _bare(said(answer, "ETag")) != etag:
-                raise Conflict("the object was replaced", kind="changed", key=key)
-            # Without a Content-Range the server ignored the range and sends everything.
-            first, total = _content_range(answer.get("ContentRange")) or (0, said(answer, "ContentLength"))
-            skip, wanted = offset - first, max(min(offset + length, total) - offset, 0)
-            if not 0 <= skip <= MAX_READ:
-                raise RetryLater("the bucket answers with another range", kind="bucket-unreachable", key=key)
+            skip, wanted = span_of(answer, key, offset, length, etag)
             pieces, missing = [], skip + wanted
             while missing > 0:
                 if self._tries.left <= 0:
@@ -265,6 +249,33 @@ class Calls:
                 pieces.append(piece)
                 missing -= len(piece)
             return b"".join(pieces)[skip:]
+
+
+def head_of(answer: Mapping[str, Any], binds: Binds, kind: DigestKind) -> Head:
+    """The object that an answer to a look shows."""
+    etag = _bare(said(answer, "ETag"))
+    digest = None
+    if binds.head_digest:
+        digest = _sha256(answer.get("ChecksumSHA256")) if kind == "sha256" else _md5(etag)
+    return Head(
+        length=said(answer, "ContentLength"),
+        etag=etag,
+        digest=digest,
+        modified=said(answer, "LastModified").timestamp(),
+    )
+
+
+def span_of(answer: Mapping[str, Any], key: str, offset: int, length: int, etag: str | None) -> tuple[int, int]:
+    """Of the bytes that an answer to a read brings: how many to skip, and how many after those are meant."""
+    # Some servers ignore a condition; none leaves the etag out.
+    if etag is not None and _bare(said(answer, "ETag")) != etag:
+        raise Conflict("the object was replaced", kind="changed", key=key)
+    # Without a Content-Range the server ignored the range and sends everything.
+    first, total = _content_range(answer.get("ContentRange")) or (0, said(answer, "ContentLength"))
+    skip, wanted = offset - first, max(min(offset + length, total) - offset, 0)
+    if not 0 <= skip <= MAX_READ:
+        raise RetryLater("the bucket answers with another range", kind="bucket-unreachable", key=key)
+    return skip, wanted
 
 
 def mark_of(prefix: str) -> str:

@@ -22,7 +22,8 @@ class Tries:
     times.
 
     ``wait`` sleeps and returns whether to give up. ``renew`` gets other keys once the provider says that these have
-    ended; ``False``: there are none. Not for several threads.
+    ended; ``False``: there are none. ``failed`` is what the first try of the first request raised, if somebody else
+    made it. Not for several threads.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Tries:
         renew: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        failed: Exception | None = None,
     ) -> None:
         self._attempts = attempts
         self._end = clock() + total
@@ -41,6 +43,7 @@ class Tries:
         self._renew = renew
         self._clock = clock
         self._chance = chance
+        self._failed = failed
         #: Whether the last request was made more than once: an earlier try may have done what it asked for.
         self.repeated = False
 
@@ -56,6 +59,9 @@ class Tries:
         tries = 0
         while True:
             try:
+                failed, self._failed = self._failed, None
+                if failed is not None:
+                    raise failed
                 return request()
             except Exception as error:
                 if isinstance(error, ClientError) and code_of(error) in ENDED_KEYS and not renewed and self._renew():

@@ -100,6 +100,12 @@ def quotable(code: str, secret: str = "") -> bool:
     return _CODE.fullmatch(code) is not None and code not in secret
 
 
+def clean(parsed: dict[str, Any], status: int, secret: str) -> None:
+    """Leave of what an error says its code, or its status instead of one that cannot be quoted."""
+    code = str(parsed.get("Error", {}).get("Code") or "")
+    parsed["Error"] = {"Code": code if quotable(code, secret) else str(status), "Message": "not quoted"}
+
+
 class _Bounded:
     """botocore's session, but for what it does with answers."""
 
@@ -188,12 +194,8 @@ def _read(raw: Any, end: float) -> bytes:
 
 
 def _clean(http_response: AWSResponse, parsed: dict[str, Any], **_: object) -> None:
-    """Leave of an error its code, or its status instead of one that cannot be quoted."""
     if http_response.status_code >= 300:
-        code = str(parsed.get("Error", {}).get("Code") or "")
-        if not quotable(code, getattr(http_response, "secret", "")):
-            code = str(http_response.status_code)
-        parsed["Error"] = {"Code": code, "Message": "not quoted"}
+        clean(parsed, http_response.status_code, getattr(http_response, "secret", ""))
 
 
 class _Headers(logging.Filter):

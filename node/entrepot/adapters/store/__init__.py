@@ -2,6 +2,7 @@
 
 from entrepot.adapters.store.batches import MOST_AT_ONCE, SMALL_FILE
 from entrepot.adapters.store.fetch import Fetch
+from entrepot.adapters.store.placing import SmallFetch, is_small
 from entrepot.adapters.store.records import (
     Added,
     Entry,
@@ -24,7 +25,9 @@ __all__ = [
     "How",
     "ObjectSource",
     "Size",
+    "SmallFetch",
     "Store",
     "StoreSettings",
     "Verification",
+    "is_small",
 ]

@@ -115,9 +115,10 @@ def _known(db: sqlite3.Connection, stream: StreamId) -> Known | None:
     return Known(row[0], stream, Opening(row[1], row[2]), row[3], row[4], bool(row[5]), tuple(map(_content, contents)))
 
 
-def _remember(
+def remember(
     db: sqlite3.Connection, stream: StreamId, opening: Opening, scope: str, name: str, sha256: bytes | None, now: int
 ) -> int:
+    """Records that the stream is known, in this scope and under this name; returns its row."""
     row = db.execute(
         "INSERT INTO stream (stream, length, root, sha256, name, added, used) VALUES (?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (stream) DO UPDATE SET used = excluded.used, sha256 = coalesce(sha256, excluded.sha256), "
@@ -154,6 +155,13 @@ def leave_scope(db: sqlite3.Connection, stream: StreamId, scope: str) -> int:
         "SELECT count(*) FROM scope JOIN stream ON scope.stream = stream.id WHERE stream.stream = ?", (stream.raw,)
     ).fetchone()
     return int(row[0])
+
+
+@reads
+def those_known(db: sqlite3.Connection, streams: Sequence[StreamId]) -> set[StreamId]:
+    """Those of the streams that are in some scope."""
+    query = "SELECT 1 FROM scope JOIN stream ON scope.stream = stream.id WHERE stream.stream = ? LIMIT 1"
+    return {stream for stream in streams if db.execute(query, (stream.raw,)).fetchone() is not None}
 
 
 @reads
@@ -331,7 +339,7 @@ def add_content(
 
     A stream has one stored file: where there is one already, that one is returned instead.
     """
-    number = _remember(db, stream, opening, scope, name, sha256, now)
+    number = remember(db, stream, opening, scope, name, sha256, now)
     if stored:
         row = db.execute(
             "SELECT id, stored, path, complete, stale, identity FROM content WHERE stream = ? AND stored", (number,)
@@ -428,6 +436,15 @@ def settle_move(db: sqlite3.Connection, link: int, identity: FileIdentity, dropp
     db.execute("UPDATE content SET stale = 0, identity = ? WHERE id = ?", (pack_identity(identity), link))
     if dropped is not None:
         db.execute("DELETE FROM content WHERE id = ? AND stored", (dropped,))
+
+
+def forget_empty(db: sqlite3.Connection, stream: StreamId) -> None:
+    """Forgets a stream that no file holds and nobody pinned."""
+    db.execute(
+        "DELETE FROM stream WHERE stream = ? AND NOT pinned "
+        "AND NOT EXISTS (SELECT 1 FROM content WHERE content.stream = stream.id)",
+        (stream.raw,),
+    )
 
 
 def forget(db: sqlite3.Connection, stream: StreamId) -> list[Path]:

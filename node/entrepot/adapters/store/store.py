@@ -29,6 +29,7 @@ from entrepot.adapters.store.database import Database
 from entrepot.adapters.store.export import Exporter
 from entrepot.adapters.store.fetch import Fetch, Recorder
 from entrepot.adapters.store.intake import Intake
+from entrepot.adapters.store.placing import Placement, Placements, Placer, SmallFetch
 from entrepot.adapters.store.reading import Reader
 from entrepot.adapters.store.records import (
     Added,
@@ -108,6 +109,8 @@ class Store:
 
     async def aclose(self) -> None:
         """Records what fetches wrote, stops hashing, closes everything. May be called again."""
+        if self._parts is not None:
+            await self._parts.placements.aclose()
         self._closing.set()
         parts, self._parts = self._parts, None
         files, self._files = self._files, None
@@ -252,6 +255,10 @@ class Store:
         """The scopes the stream was added to or fetched from; empty if it is not known."""
         return set(await self._database.run(catalogue.scopes, stream))
 
+    async def known(self, streams: Sequence[StreamId]) -> set[StreamId]:
+        """Those of many streams of which :meth:`scopes` tells any."""
+        return await self._database.run(catalogue.those_known, streams)
+
     async def join_scope(self, stream: StreamId, scope: str) -> None:
         """Puts a stream that is held into one more scope. Raises ``no-such-stream``."""
         await self._database.run(catalogue.join_scope, stream, scope)
@@ -375,7 +382,11 @@ class Store:
 
     async def confirm(self, source: ObjectSource) -> None:
         """Raises ``changed`` unless the file is still what it was when ``source`` was made: ask after sending."""
-        await self._run(self._open.reader.confirm, source)
+        await self._run(self.confirm_from_thread, source)
+
+    def confirm_from_thread(self, source: ObjectSource) -> None:
+        """As :meth:`confirm`, for worker threads and in them."""
+        self._open.reader.confirm(source)
 
     # ---- fetching
 
@@ -411,6 +422,24 @@ class Store:
                 if last or error.kind != "no-such-file":
                     raise
         raise Internal("not reached")
+
+    async def place(self, fetch: SmallFetch, scope: str, name: str, output: Path, force: bool = False) -> How:
+        """Makes a small stream that came into memory the file ``output``, as :meth:`export` would, and keeps it as a
+        link; several at once cost little more than one. Where that fails the store keeps the bytes.
+
+        Raises as :meth:`export` and :meth:`begin`.
+        """
+        data = fetch.data
+        if data is None:
+            raise InvalidInput("the stream is not here yet", stream=str(fetch.stream))
+        wanted = Placement(fetch, data, scope, name, output, force)
+        if await self._open.placements.put(wanted) is None:
+            return How.MOVED
+        async with await self.begin(fetch.stream, fetch.opening, fetch.lock, scope, name) as kept:
+            if not kept.complete:
+                await self._run(lambda: kept.write_verified(kept.accept_header(0, fetch.raw_header), 0, data))
+            await kept.finish()
+        return await self.export(fetch.stream, output, force)
 
     async def verify(self, stream: StreamId, *, progress: Progress | None = None) -> Verification:
         """Hashes all files of the stream again. Bad miniblocks of a stored file count as missing from now on, a
@@ -527,6 +556,8 @@ class _Parts:
         self.checker = Checker(database, self.reader, pool, self.adder.still_holds)
         self.intake.use(self.reader, self.checker, self.recorder)
         self.exporter = Exporter(database, self.reader, reserve=settings.reserve)
+        placer = Placer(database, reserve=settings.reserve, synced=settings.synced)
+        self.placements = Placements(lambda wanted: store._run(placer.place, wanted))
 
 
 def _now() -> int:

@@ -82,17 +82,30 @@ class Connection:
 
 
 class Connections:
-    """A bounded pool. Constructing it does no I/O; :meth:`prepare` reads the certificates."""
+    """A bounded pool. Constructing it does no I/O; :meth:`prepare` reads a file of certificates that is named, the
+    system's are read with the first connection that needs them: that takes longer than many a small transfer."""
 
     def __init__(self, settings: TransferSettings) -> None:
         self._settings = settings
         self._idle: deque[tuple[float, Connection]] = deque()
         self._guard = threading.Lock()
+        self._making = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._closed = False
 
     def prepare(self) -> None:
-        """Reads the system's certificates and the extra file. Raises ``invalid-setting``."""
+        """Reads the extra file of certificates, if there is one. Raises ``invalid-setting``."""
+        if self._settings.ca_file is not None:
+            self._context()
+
+    def _context(self) -> ssl.SSLContext:
+        """What TLS connections trust, made once. Reads files and blocks."""
+        with self._making:
+            if self._tls is None:
+                self._tls = self._made()
+            return self._tls
+
+    def _made(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         context.set_alpn_protocols(["http/1.1"])
         if self._settings.ca_file is not None:
@@ -104,7 +117,7 @@ class Connections:
                     kind="invalid-setting",
                     path=self._settings.ca_file,
                 ) from error
-        self._tls = context
+        return context
 
     def target(self, request: SignedRequest) -> Target:
         """Raises ``invalid-input`` for a URL that is not http or https."""
@@ -188,7 +201,7 @@ class Connections:
         assert host is not None
         if not target.secure:
             return http.client.HTTPConnection(host, port, timeout=timeout, blocksize=blocks)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout, blocksize=blocks, context=self._tls)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout, blocksize=blocks, context=self._context())
         if through is not None:
             connection.set_tunnel(target.host, target.port, proxy_headers(target.proxy))
         return connection

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from entrepot.adapters.store.fetch import Fetch
+from entrepot.adapters.store.placing import SmallFetch
 from entrepot.adapters.transfer.answers import (
     Setback,
     cancelled,
@@ -249,7 +250,7 @@ def wrong_length(download: Download, length: int | None) -> Corrupt:
 
 def receive_object(
     download: Download,
-    fetch: Fetch,
+    fetch: Fetch | SmallFetch,
     wanted: Container[int] | None = None,
     *,
     buffer: memoryview,
@@ -306,7 +307,7 @@ def receive_object(
         )
 
 
-def _take_header(download: Download, fetch: Fetch, body: Body) -> Header:
+def _take_header(download: Download, fetch: Fetch | SmallFetch, body: Body) -> Header:
     raw = bytearray(download.geometry.header_length(download.number))
     body.read_into(memoryview(raw))
     try:
@@ -318,7 +319,7 @@ def _take_header(download: Download, fetch: Fetch, body: Body) -> Header:
 
 def _take_all(
     download: Download,
-    fetch: Fetch,
+    fetch: Fetch | SmallFetch,
     body: Body,
     buffer: memoryview,
     progress: Moved | None,
@@ -330,7 +331,7 @@ def _take_all(
 
 def _take_run(
     download: Download,
-    fetch: Fetch,
+    fetch: Fetch | SmallFetch,
     header: Header,
     run: Sequence[int],
     body: Body,

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from entrepot.adapters.metrics import Direction, Metrics, Stopwatch
 from entrepot.adapters.store.fetch import Fetch
+from entrepot.adapters.store.placing import SmallFetch
 from entrepot.adapters.store.records import ObjectSource
 from entrepot.adapters.transfer.answers import Setback
 from entrepot.adapters.transfer.connections import Connections
@@ -90,18 +91,21 @@ class Transfers:
         source: ObjectSource,
         progress: Moved | None = None,
         cancel: CancelToken | None = None,
+        *,
+        sent: Callable[[ObjectSource], None] | None = None,
     ) -> PutOutcome:
         """Uploads one object. A create-only PUT that meets an object is an outcome, not an error.
 
-        ``progress(bytes)`` counts the bytes sent in this attempt, from a worker thread. Raises ``changed`` if the
-        file is not what it was when ``source`` was made, before or after.
+        ``progress(bytes)`` counts the bytes sent in this attempt, from a worker thread. ``sent(source)`` is called in
+        that thread once the object is there, and what it raises is raised. Raises ``changed`` if the file is not what
+        it was when ``source`` was made, before or after.
         """
         attempts = 0
 
         def work(token: CancelToken, fresh: bool) -> PutOutcome:
             nonlocal attempts
             attempts += 1
-            return put(
+            outcome = put(
                 self._connections,
                 request,
                 source,
@@ -113,13 +117,16 @@ class Transfers:
                 attempt=attempts,
                 throttle=self._up,
             )
+            if sent is not None and not outcome.exists:
+                sent(source)
+            return outcome
 
         return await self._told("up", work, cancel, lambda _: source.size, lambda outcome: outcome.exists)
 
     async def get_object(
         self,
         request: SignedRequest,
-        fetch: Fetch,
+        fetch: Fetch | SmallFetch,
         number: int,
         progress: Moved | None = None,
         cancel: CancelToken | None = None,
