@@ -48,11 +48,14 @@ async def test_a_database_that_takes_no_writes_makes_it_unready(grid: Grid) -> N
     hub = grid.hub
     assert hub is not None
 
-    async def only_reads(on: str) -> None:  # a setting of the one connection that is kept
-        await hub._database.run(lambda connection: connection.exec_driver_sql(f"PRAGMA query_only = {on}"))
+    def only_reads(on: str) -> None:
+        kept = hub._database._kept
+        assert kept is not None
+        with kept._turn:  # between two transactions of the one connection
+            kept._raw.execute(f"PRAGMA query_only = {on}")
 
     await becomes(grid, lambda status, _: status == 200)
-    await only_reads("ON")
+    await asyncio.to_thread(only_reads, "ON")
     checks = await becomes(grid, lambda status, _: status == 503)
     assert checks["database"] == "unreadable"
     assert checks["nats"] == "ok"
@@ -62,7 +65,7 @@ async def test_a_database_that_takes_no_writes_makes_it_unready(grid: Grid) -> N
     ):
         assert response.status == 200
         assert 'entrepot_hub_ready{check="database"} 0.0' in await response.text()
-    await only_reads("OFF")
+    await asyncio.to_thread(only_reads, "OFF")
     await becomes(grid, lambda status, _: status == 200)
 
 
