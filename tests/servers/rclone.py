@@ -17,8 +17,9 @@ from tests.servers.process import ServerProcess, answers_http
 
 
 @contextmanager
-def run_rclone(folder: Path) -> Iterator[S3Server]:
-    """A running ``rclone serve s3``; buckets are the folders in ``folder / "buckets"``."""
+def run_rclone(folder: Path, secret: str = SECRET_KEY) -> Iterator[S3Server]:
+    """A running ``rclone serve s3`` that takes the tests' key with this secret; buckets are the folders in
+    ``folder / "buckets"``."""
     program = Path(sys.executable).parent / "rclone"
     if not program.exists():
         raise RuntimeError(f"there is no {program}: install the dev requirements")
@@ -26,7 +27,7 @@ def run_rclone(folder: Path) -> Iterator[S3Server]:
     buckets.mkdir(exist_ok=True)
 
     def command(port: int) -> list[str | Path]:
-        keys = f"{ACCESS_KEY},{SECRET_KEY}"
+        keys = f"{ACCESS_KEY},{secret}"
         address = f"127.0.0.1:{port}"
         options = ["--auth-key", keys, "--etag-hash", "MD5", "--config", os.devnull]
         return [program, "serve", "s3", "--addr", address, *options, buckets]
@@ -35,4 +36,4 @@ def run_rclone(folder: Path) -> Iterator[S3Server]:
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)}
 
     with ServerProcess(command, answers_http, log=folder / "rclone.log", environment=environment) as server:
-        yield S3Server(f"http://127.0.0.1:{server.port}")
+        yield S3Server(f"http://127.0.0.1:{server.port}", secret_key=secret)

@@ -67,7 +67,8 @@ def create(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="What miniblocks are stored as: none, or zstd where that saves more than 5 %.", show_default="none"
+            help="What miniblocks are stored as: none (the default), or zstd where that saves more than 5 %.",
+            show_default=False,
         ),
     ] = None,
     public_read: Annotated[bool, typer.Option("--public-read", help="Anybody may read the bucket.")] = False,

@@ -184,8 +184,8 @@ class Rounds:
             effects += self._look(key, found, now)
         return effects + self._allotment.deal(now)
 
-    def unjudged(self, proposals: Sequence[Proposal], now: float) -> None:
-        """The ledger could not be asked: what was proposed is proposed again after a pause."""
+    def unjudged(self, proposals: Sequence[Proposal], now: float, pause: float = ROOM_PAUSE) -> None:
+        """The ledger was not asked, or could not be: what was proposed is proposed again after ``pause`` seconds."""
         for proposal in proposals:
             key = (proposal.ref.channel, proposal.ref.stream)
             found = self._rounds.get(key)
@@ -194,7 +194,7 @@ class Rounds:
             claim = found.unclaim(proposal.ref.number)
             if claim is not None and claim.bill is not None:
                 self._allotment.queue.refund(claim.bill)
-            found.pause_until = now + ROOM_PAUSE
+            found.pause_until = now + pause
             self._wake(key, found, found.due())
 
     def roomier(self, channel: str, now: float, objects: int = 1) -> list[Effect]:

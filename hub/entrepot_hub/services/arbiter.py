@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -57,6 +56,7 @@ from entrepot_hub.services.background import Lanes
 from entrepot_hub.services.bucket_keeper import BucketKeeper
 from entrepot_hub.services.channels import Channels, OpenChannel
 from entrepot_hub.services.metering import Metering
+from entrepot_hub.services.reach import TRY, UNREACHABLE, Reach
 from entrepot_hub.services.urls import ReadUrls
 
 type Publish = Callable[[str, Message], None]
@@ -64,13 +64,10 @@ type Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 #: A reporter with so many strikes in an hour has nothing looked into for that long, an uploader comes last.
 STRIKES = 3
-#: Streams of which it is remembered that a limit, or a bucket that is away, keeps them from being uploaded.
+#: Streams of which it is remembered that a limit keeps them from being uploaded.
 _REFUSALS = 10_000
 #: Grants that the ledger is asked about in one transaction.
 _REVIEWED = 256
-#: For so many seconds after a bucket could not be reached readers are told so, unless it was reached meanwhile.
-AWAY = 30.0
-_UNREACHABLE = "bucket-unreachable"
 
 
 class Arbiter:
@@ -124,7 +121,7 @@ class Arbiter:
         self._distrust: dict[tuple[str, str], float] = {}
         self._making_room: set[str] = set()
         self._refusals: dict[tuple[str, bytes], tuple[EntrepotError, float]] = {}
-        self._away: dict[tuple[str, bytes | None], tuple[EntrepotError, float]] = {}  # None: the hub found it itself
+        self.reach = Reach(clock)
 
     async def restore(self) -> None:
         """Begin the rounds of all wants that the ledger kept, after a start."""
@@ -176,10 +173,10 @@ class Arbiter:
 
     async def _finish(self, record: ObjectRecord) -> None:
         try:
-            with self.reaching(record.ref.channel):
+            with self.reach.reaching(record.ref.channel):
                 view = await self._keeper.finish(record)
         except RetryLater as error:
-            if error.kind == _UNREACHABLE:
+            if error.kind == UNREACHABLE:
                 self._sweeping.clear(record.ref.channel)  # no use in asking for each of the others: next time
             raise
         if view.record.status is ObjectStatus.READY:
@@ -222,8 +219,8 @@ class Arbiter:
         if look.view.record.status is ObjectStatus.READY:
             await self._arrived(before, look.view.record, grant)
             return
-        if error is not None and error.kind == _UNREACHABLE:
-            self._unreached(grant.ref.channel, grant.ref.stream, error.message)
+        if error is not None and error.kind == UNREACHABLE:
+            self.reach.failed(grant.ref.channel, grant.ref.stream, error.message)
         nothing = error or Corrupt("an upload was reported done, but the bucket does not hold it", kind="corrupt")
         if look.condemned is not None:
             # The ledger took the grant for done before the header was read: only the rounds still count on it.
@@ -236,7 +233,7 @@ class Arbiter:
     async def _arrived(self, before: ObjectView, record: ObjectRecord, grant: GrantRecord) -> None:
         """A look for a grant's sake found its object ready."""
         now = self._clock()
-        self._away.pop((grant.ref.channel, grant.ref.stream), None)
+        self.reach.arrived(grant.ref.channel, grant.ref.stream)
         bringer = _bringer(before, record, grant)
         if bringer is not None:
             self.note(of_grant(EventKind.UPLOADED, bringer, now, seconds=max(now - bringer.accepted_at, 0.0)))
@@ -268,6 +265,7 @@ class Arbiter:
             case SendSeek():
                 self._send_seek(effect)
             case Propose(proposals):
+                proposals = self._within_reach(proposals)
                 try:
                     proposals = await self._within_limits(proposals)
                     outcomes = await self._database.call(self._ledger.grant, proposals, self._clock())
@@ -331,6 +329,14 @@ class Arbiter:
                     Event(ref.channel, ref.stream, EventKind.NO_ROOM, now, None, ref.number, transfer, bytes=size)
                 )
 
+    def _within_reach(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
+        """What may be granted of these now; the rest, for a bucket that refuses the hub, is proposed again later."""
+        passed = self.reach.open_to(proposals)
+        if len(passed) < len(proposals):
+            held = [proposal for proposal in proposals if proposal not in passed]
+            self.rounds.unjudged(held, self._clock(), TRY)
+        return passed
+
     async def _within_limits(self, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
         """What limits and budget let pass. The rest is proposed again later, and to other nodes where only one node
         has used up what it may. Each stream of each channel is judged for itself."""
@@ -380,34 +386,11 @@ class Arbiter:
 
     def reason(self, channel: str, stream: bytes, now: float, node: str | None = None) -> EntrepotError | None:
         """Why the stream's unmet objects are still unmet: what :meth:`Rounds.reason` says, but that the bucket cannot
-        be reached comes before all that may follow from it, such as a bucket in which no room can be made."""
+        be used comes before all that may follow from it, such as a bucket in which no room can be made."""
         told = self.rounds.reason(channel, stream, now, node)
         if told is not None and told.kind == "no-holder":
             return told
-        for key in ((channel, None), (channel, stream)):
-            error, until = self._away.get(key, (None, 0.0))
-            if error is not None and now < until:
-                return error
-        return told
-
-    @contextmanager
-    def reaching(self, channel: str) -> Iterator[None]:
-        """Around what is done in the channel's bucket: that it cannot be reached is what readers hear from then on,
-        until it is reached. What is raised goes on, with the channel named in its data."""
-        try:
-            yield
-        except EntrepotError as error:
-            if error.kind == _UNREACHABLE:
-                error.data = {**error.data, "channel": channel}
-                self._unreached(channel, None, f"the hub cannot reach the channel's bucket: {error.message}")
-            raise
-        self._away.pop((channel, None), None)
-
-    def _unreached(self, channel: str, stream: bytes | None, why: str) -> None:
-        if len(self._away) >= _REFUSALS:
-            self._away.clear()
-        hint = "It goes on when the bucket answers; whoever runs the hub can ask `entrepot-hub channel doctor`."
-        self._away[channel, stream] = RetryLater(why, kind=_UNREACHABLE, hint=hint), self._clock() + AWAY
+        return self.reach.reason(channel, stream, now) or told
 
     async def within_quota(self) -> int:
         """Have objects leave where a channel holds more than its quota, which was lowered; in how many channels."""
@@ -462,7 +445,7 @@ class Arbiter:
 
         async def finish(record: ObjectRecord) -> EntrepotError | None:
             try:
-                with self.reaching(channel):
+                with self.reach.reaching(channel):
                     await self._keeper.finish(record)
             except EntrepotError as error:
                 return error
@@ -478,7 +461,7 @@ class Arbiter:
         if grant.accepted_at:
             before = await self._database.call(self._ledger.view, grant.ref)
             try:
-                with self.reaching(grant.ref.channel):
+                with self.reach.reaching(grant.ref.channel):
                     look = await self._keeper.look(grant.ref)
             except EntrepotError as trouble:  # the grant has ended all the same; the sweep looks for its object
                 self.note(of_grant(EventKind.FAILED, grant, self._clock(), {"reason": trouble.kind}))
@@ -494,7 +477,7 @@ class Arbiter:
     async def look_again(self, before: ObjectRecord) -> ObjectRecord:
         """Look where a ready object should be; tell the rounds if it is not that one any more."""
         ref = before.ref
-        with self.reaching(ref.channel):
+        with self.reach.reaching(ref.channel):
             look = await self._keeper.look(ref)
         if look.condemned is not None:
             await self.condemned(look.condemned, self._clock())

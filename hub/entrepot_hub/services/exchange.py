@@ -60,6 +60,7 @@ from entrepot_hub.core.seeking import SILENCE
 from entrepot_hub.services.arbiter import Arbiter, Spawn
 from entrepot_hub.services.bucket_keeper import BucketKeeper, Verdict
 from entrepot_hub.services.channels import Channels, OpenChannel
+from entrepot_hub.services.reach import UNREACHABLE
 from entrepot_hub.services.urls import as_message
 
 #: A holder's row is written again after so many seconds.
@@ -315,11 +316,12 @@ class Exchange:
             await self._arbiter.strike(channel, member.node.public, "bad-header", now)
             raise view
         if view.record.tombstone:
-            with self._arbiter.reaching(channel.name):
+            with self._arbiter.reach.reaching(channel.name):
                 await self._keeper.clear_tombstone(channel, grant.ref, grant.grant)
         held, now = view.grant or grant, self._clock()  # clearing may have taken its time
         life = max(int(held.put_until - now), 1)  # a repeated accept gets no later an end
-        put = await channel.bucket.sign_put(channel.key(grant.ref), held.length, message.digest, life)
+        with self._arbiter.reach.reaching(channel.name, asks=False):
+            put = await channel.bucket.sign_put(channel.key(grant.ref), held.length, message.digest, life)
         if view.grant is not None:
             self._rounds.accepted(view.grant)
             self._arbiter.announcements.later(grant.ref)
@@ -398,7 +400,7 @@ class Exchange:
             return Ack()
         self._settling.add(grant.grant)
         try:
-            with self._arbiter.reaching(channel.name):
+            with self._arbiter.reach.reaching(channel.name):
                 await self._arbiter.settle(grant, before, error)
         finally:
             self._settling.discard(grant.grant)
@@ -412,10 +414,10 @@ class Exchange:
         now = self._clock()
         await self._database.call(self._ledger.hold, channel.name, streams, member.node.public, now)
         self._held(channel.name, len(streams))
-        for raw, opening in streams:
-            for want in await self._database.call(self._ledger.wants, channel.name, raw, now):
-                effects = self._rounds.restored(want, channel.lock, opening, now)
-                self._spawn(self._arbiter.perform(effects))
+        found = await self._database.together(lambda: [self._ledger.wants(channel.name, s, now) for s, _ in streams])
+        for (raw, opening), wants in zip(streams, found, strict=True):
+            for want in wants:
+                self._spawn(self._arbiter.perform(self._rounds.restored(want, channel.lock, opening, now)))
             self._spawn(self._arbiter.perform(self._rounds.came(channel.name, raw, member.node.public, opening, now)))
         return Ack()
 
@@ -594,5 +596,5 @@ def _told(reason: Reason) -> EntrepotError:
     cannot end a get."""
     words = "".join(c if c.isprintable() else " " for c in reason.message[:_TOLD])
     error = reason.error()  # of a kind that this hub knows, whatever the holder called it
-    kind = error.kind if isinstance(error, RetryLater) else "holder-too-slow"
+    kind = error.kind if isinstance(error, RetryLater) else UNREACHABLE if error.kind == "denied" else "holder-too-slow"
     return RetryLater(f"the holder could not upload it: {words}", kind=kind)

@@ -14,7 +14,6 @@ import ctypes.util
 import errno
 import functools
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -105,13 +104,20 @@ def translated(path: Path | str | None = None) -> Iterator[None]:
 def free_space(path: Path) -> int | None:
     """Bytes free where ``path`` lies or will lie, None where that cannot be known."""
     with contextlib.suppress(OSError):
-        return shutil.disk_usage(_existing(path)).free
+        return shutil.disk_usage(existing(path)).free
     return None
 
 
-def disk_full(path: Path | str, needed: int | None = None, free: int | None = None, reserve: int = 0) -> RetryLater:
+def disk_full(
+    path: Path | str,
+    needed: int | None = None,
+    free: int | None = None,
+    reserve: int = 0,
+    *,
+    output: bool = False,
+) -> RetryLater:
     """The error for a disk without room; ``needed`` and ``free`` in bytes where they are known, ``reserve`` the part of
-    ``needed`` that is always left free."""
+    ``needed`` that is always left free. ``output``: it is the disk of a file of the user's, not the store's."""
     if free is None:
         free = free_space(Path(path))
     figures = "" if needed is None else f": {needed:,} bytes are needed"
@@ -119,18 +125,21 @@ def disk_full(path: Path | str, needed: int | None = None, free: int | None = No
         figures += f" ({reserve:,} of them stay free)"
     if free is not None:
         figures += f"{',' if figures else ':'} {free:,} bytes are free"
+    hint = "Free some space on that disk (what was fetched: entrepot rm) or move the store to a larger one"
+    if output:
+        hint = "Free some space on the output's disk, or name a folder on another one (--output)"
     return RetryLater(
-        f"no room for {path}{figures}",
+        f"no room {'in' if output else 'for'} {path}{figures}",
         kind="disk-full",
-        hint="Free some space on that disk (what was fetched: entrepot rm) or move the store to a larger one; "
-        "what was verified is kept.",
+        hint=f"{hint}; what was verified is kept.",
         path=str(path),
         needed=needed,
         free=free,
     )
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -139,7 +148,7 @@ def _existing(path: Path) -> Path:
 def require_space(path: Path, needed: int, reserve: int = 0) -> None:
     """Raises ``disk-full`` unless ``needed + reserve`` bytes are free where ``path`` lies or will lie."""
     with translated(path):
-        free = shutil.disk_usage(_existing(path)).free
+        free = shutil.disk_usage(existing(path)).free
     if needed + reserve > free:
         raise disk_full(path, needed + reserve, free, reserve)
 
@@ -324,15 +333,10 @@ def remove_file(path: Path) -> bool:
 def same_file_system(path: Path, other: Path) -> bool:
     """Whether a name can be moved from beside ``path`` to beside ``other``. Both, or their folders, exist."""
     with translated(path):
-        return os.stat(_existing(path)).st_dev == os.stat(_existing(other)).st_dev
+        return os.stat(existing(path)).st_dev == os.stat(existing(other)).st_dev
 
 
 # ---- copying and moving
-
-
-def temporary_beside(path: Path) -> Path:
-    """A fresh hidden name in the folder of ``path``, short enough whatever the length of its name."""
-    return path.with_name(f".entrepot-{secrets.token_hex(8)}.part")
 
 
 @functools.cache

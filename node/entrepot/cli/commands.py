@@ -48,6 +48,17 @@ def application(names: Iterable[str]) -> typer.Typer:
     return app
 
 
+def spelled(words: list[str]) -> list[str]:
+    """The command line that is meant: ``--version`` for ``version``, ``help`` for ``--help``, ``help get`` for ``get
+    --help``."""
+    match words:
+        case ["--version", *rest]:
+            return ["version", *rest]
+        case ["help", *rest]:
+            return [*rest, "--help"]
+    return words
+
+
 def needed(words: Sequence[str]) -> Iterable[str]:
     """The commands that can have a part in this command line: its own, or all of them where it has none."""
     return words[:1] if words and words[0] in COMMANDS else COMMANDS

@@ -276,10 +276,17 @@ def _problem(found: Verification, name: str) -> EntrepotError | None:
             stream=found.stream.hex,
         )
     if found.missing:
+        hint = "The stream is not served. Put the file back, add it again, or let go of the stream: entrepot rm."
+        if found.whole:
+            others = "another file here is whole" if found.whole == 1 else f"{found.whole:,} other files here are whole"
+            hint = (
+                f"That file is not served, but the stream is: {others}. "
+                "Put the file back, or add it as what it is now: entrepot add."
+            )
         return Conflict(
             f"{name}: {', '.join(map(str, found.missing))} has changed or gone",
             kind="changed",
-            hint="It is not served. Put the file back, add it again, or let go of it: entrepot rm.",
+            hint=hint,
             stream=found.stream.hex,
         )
     return None

@@ -75,13 +75,14 @@ def _run(words: list[str]) -> int:
 def _command(words: list[str], *, as_json: bool) -> int:
     import typer
 
-    from entrepot.cli.commands import application, needed
+    from entrepot.cli.commands import application, needed, spelled
     from entrepot.cli.output import fail
 
+    words = spelled(words)
     try:
         code = application(needed(words))(args=words, prog_name="entrepot", standalone_mode=False)
     except typer.TyperException as error:
-        return fail(_usage(error), as_json=as_json)
+        return fail(_usage(error, words), as_json=as_json)
     except typer.Abort:
         from entrepot.cli.output import INTERRUPTED
 
@@ -89,13 +90,18 @@ def _command(words: list[str], *, as_json: bool) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _usage(error: TyperException) -> InvalidInput:
+def _usage(error: TyperException, words: Sequence[str]) -> InvalidInput:
+    from entrepot.cli.commands import COMMANDS
     from entrepot.core.errors import InvalidInput
 
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     command = "entrepot" if context is None else context.command_path
-    return InvalidInput(message[:1].lower() + message[1:], hint=f"Try: {command} --help")
+    hint = f"Try: {command} --help"
+    named = next((word for word in words if word in COMMANDS), None)
+    if named is not None and words[0].startswith("-"):
+        hint = f"Options go after the command: entrepot {named} {words[0]}"
+    return InvalidInput(message[:1].lower() + message[1:], hint=hint)
 
 
 def wants_json(words: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -27,6 +28,10 @@ from entrepot.core.units import format_duration
 INTERRUPTED: Final = 130
 #: Exit code when the reader of stdout went away: 128 + SIGPIPE.
 READER_GONE: Final = 141
+
+#: Names that are told of those that failed for one reason, and characters of a name.
+_SHOWN: Final = 3
+_LONGEST: Final = 60
 
 type Plain = str | int | float | bool | list[Plain] | dict[str, Plain] | None
 
@@ -72,6 +77,12 @@ class Output:
             for line in told(error, about):
                 self._remark(line)
 
+    def failed_alike(self, kind: str, first: str, others: Sequence[str]) -> None:
+        """These failed as ``first`` did, which was told; nothing with ``--json``."""
+        if not self.as_json:
+            shown = ", ".join(map(_short, others[:_SHOWN])) + (", …" if len(others) > _SHOWN else "")
+            self._remark(f"entrepot: as {_short(first)}, so failed {counted(len(others), 'other')} ({kind}): {shown}")
+
     def interrupted(self, remark: str) -> None:
         """The command ends because of Ctrl-C."""
         if self.as_json:
@@ -88,13 +99,15 @@ class Output:
 
 
 class Failures:
-    """What failed of several things that were to be done; the others were done nevertheless."""
+    """What failed of several things that were to be done; the others were done nevertheless. What failed for the same
+    reason as one before it is told at the end, with a count and a few names; the document has all of them."""
 
     def __init__(self, output: Output, named: str = "path") -> None:
         """``named``: what the document calls the thing that failed."""
         self._output = output
         self._named = named
         self._failed: list[tuple[str, EntrepotError]] = []
+        self._like: dict[tuple[str, ...], list[str]] = {}  # by cause: the names, that of the one that was told first
 
     @property
     def count(self) -> int:
@@ -104,16 +117,40 @@ class Failures:
     def add(self, name: str, error: EntrepotError) -> None:
         """This one failed."""
         self._failed.append((name, error))
-        self._output.failed(error, name)
+        names = self._like.setdefault(_cause(name, error), [])
+        names.append(name)
+        if len(names) == 1:
+            self._output.failed(error, name)
 
     def end(self, document: dict[str, object]) -> None:
         """Print ``document``, with what failed. If anything did, exit with the code of the first error."""
+        for (kind, *_), (first, *others) in self._like.items():
+            if others:
+                self._output.failed_alike(kind, first, others)
         document["failed"] = [{self._named: name, "error": error} for name, error in self._failed]
         if self._failed:
             document["error"] = self._failed[0][1]
         self._output.result(document)
         if self._failed:
             raise typer.Exit(self._failed[0][1].exit_code)
+
+
+def _cause(name: str, error: EntrepotError) -> tuple[str, ...]:
+    """What errors have in common that differ only in what they are about and in figures. Its kind is the first."""
+    own = {name, name.rpartition("/")[2], *(value for value in error.data.values() if isinstance(value, str))}
+    texts = [error.message, error.hint or ""]
+    for word in sorted(filter(None, own), key=len, reverse=True):
+        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        texts = [whole.sub("\0", text) for text in texts]
+    return (error.kind, *(re.sub(r"\d[\d,.]*", "\0", text) for text in texts))
+
+
+def _short(name: str) -> str:
+    """A path as it is, of a URI the name or id at its end; on one line."""
+    from entrepot.core.uri import SCHEME
+
+    text = one_line(name.rpartition("/")[2] if name.startswith(SCHEME) else name)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def fail(error: EntrepotError, *, as_json: bool) -> int:

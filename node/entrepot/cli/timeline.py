@@ -25,6 +25,7 @@ _REASONS = {
     "busy": "whoever has it is busy with other uploads",
     "no-right": "a right is missing",
     "bucket-unreachable": "the bucket cannot be reached",
+    "denied": "the bucket refuses the hub",
     "changed": "the holder's file has changed",
     "corrupt": "what was uploaded is not what was promised",
     "revoked": "the holder lost its right",

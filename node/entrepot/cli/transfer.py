@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from entrepot.cli.options import Bwlimit, Channel, Hub, Json, Quiet, Timeout, ch
 from entrepot.cli.output import Failures, Output, counted, one_line, write_bytes
 from entrepot.cli.progress import display
 from entrepot.cli.running import interruptible, run
-from entrepot.core.errors import EntrepotError, InvalidInput
+from entrepot.core.errors import EntrepotError, InvalidInput, NotFound
 from entrepot.core.units import format_duration, format_rate, format_size, parse_duration, parse_size, parse_span
 from entrepot.core.uri import SCHEME, StreamUri
 
@@ -65,7 +66,9 @@ def add(
             meter = shown.meter(Path(paths[0]).name, "reading")
 
             def moving(report: Progress) -> None:
-                meter.rename(report.name or meter.name)
+                telling = report.note is not None and report.done >= report.total
+                meter.doing = "announcing" if telling else "reading"
+                meter.rename(counted(len(paths), "file") if telling else report.name or meter.name)
                 meter.take(report)
 
             async for path, added in node.add_many(paths, channel=channel, hub=hub, copy=copy, progress=moving):
@@ -107,12 +110,12 @@ def get(
         typer.Option("--from-file", metavar="LIST", help="A file with one URI on each line; - is stdin."),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,  # a path would forget the slash at its end
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="A file, or a folder for it; a folder for several. By default ./NAME.",
+            help="A file, or a folder for it; a folder for several. FOLDER/ is made. By default ./NAME.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")] = False,
@@ -161,9 +164,9 @@ def get(
 
         show_info(settings, uri, channel, hub, out)
         return
-    if output is not None and str(output) == "-":
+    if output == "-":
         raise InvalidInput("get writes to a file", hint="To write to stdout: entrepot cat URI")
-    called = name if output is None or output.is_dir() else output.name
+    called = name if output is None or Path(output).is_dir() else Path(output).name
     began = time.monotonic()
     metrics = None
     if metrics_file is not None:
@@ -241,31 +244,44 @@ class _Several:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._failures = Failures(out, "uri")
-        self._got: list[dict[str, object]] = []
-        self._length = self._fetched = self._there = 0
+        self._got: list[tuple[str, Got]] = []
 
     def take(self, target: str, result: Got | EntrepotError) -> None:
         """One of them has ended."""
         if isinstance(result, EntrepotError):
             self._failures.add(target, result)
             return
-        self._got.append({"uri": target} | _document(result))
-        self._length += result.length
-        self._fetched += result.fetched_bytes
-        self._there += result.fetched_bytes == 0
+        self._got.append((target, result))
         self._out.lines(str(result.path))
 
     def end(self, took: float) -> None:
         """Print the document and one line for all; ``took`` in seconds. Exits with the first error's code."""
-        text = f"{counted(len(self._got), 'file')}, {format_size(self._length)}, in {format_duration(took)}"
-        if self._fetched:
-            text += f", {format_rate(self._fetched / took)}"
-        if self._there:
-            text += f"; {self._there:,} of them {'was' if self._there == 1 else 'were'} here already"
-        if self._failures.count:
-            text += f"; {self._failures.count:,} failed"
-        self._out.note(f"{text}.")
-        self._failures.end({"got": self._got, "seconds": round(took, 3)})
+        self._out.note(summary_of_several([got for _, got in self._got], self._failures.count, took))
+        documents = [{"uri": target} | _document(got) for target, got in self._got]
+        self._failures.end({"got": documents, "seconds": round(took, 3)})
+
+
+def summary_of_several(found: Sequence[Got], failed: int, took: float) -> str:
+    """What a ``get`` of several tells at its end: what was fetched in ``took`` seconds, then what was here before. An
+    empty file and a second one of what was fetched now are neither."""
+    fetched = sum(one.fetched_bytes for one in found)
+    new = {one.stream for one in found if one.fetched_bytes}
+    here = [
+        one for one in found if one.how == "there" or (one.length and not one.fetched_bytes and one.stream not in new)
+    ]
+    text = counted(len(found), "file")
+    if fetched:
+        text += f", {format_size(fetched)} fetched in {format_duration(took)}, {format_rate(fetched / took)}"
+    if here:
+        count = "all" if len(here) == len(found) else f"{len(here):,}"
+        were = "it was" if len(found) == 1 else "them was" if len(here) == 1 else "them were"
+        text += f"; {count} of {were} here already, {format_size(sum(one.length for one in here))}"
+    begun = sum(one.length - one.fetched_bytes for one in found if 0 < one.fetched_bytes < one.length)
+    if begun:
+        text += f"; {format_size(begun)} of the others were here already"
+    if failed:
+        text += f"; {failed:,} failed"
+    return f"{text}."
 
 
 def summary(got: Got, took: float) -> str:
@@ -346,6 +362,9 @@ def uris_of(name: str, channel: str | None = None, hub: str | None = None) -> li
                 text = Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InvalidInput(f"{name} is no list of URIs", hint="One URI on each line.", path=name) from None
+    except NotFound as error:
+        hint = "It is a file with one URI on each line; - is stdin. A URI itself needs no option."
+        raise NotFound(error.message, kind=error.kind, hint=hint, path=name) from None
     found = []
     for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if not line or line.startswith("#"):

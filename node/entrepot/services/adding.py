@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,8 @@ class Adding:
         self._sizes: list[int] = []
         self._total = 0
         self._done = 0
+        self._note: str | None = None  # what is waited for once nothing is left to be read
+        self._last = ("", 0)  # the file told of last, and what was here of it
 
     async def batches(self) -> AsyncGenerator[list[Outcome]]:
         """What became of the files, in their order, as it is recorded. An error stands for the file it is about."""
@@ -51,6 +54,17 @@ class Adding:
                 end = at + 1
                 yield [(self._paths[at], await self._alone(at))]
             at = end
+
+    @contextlib.contextmanager
+    def telling(self, count: int) -> Iterator[None]:
+        """While the block runs the daemon is told of so many files, and by it the hub: that takes longer than reading
+        small ones does."""
+        self._note = f"waiting until the hub knows of {count:,} file{'' if count == 1 else 's'}"
+        self._all_told()
+        try:
+            yield
+        finally:
+            self._note = None
 
     def _run_from(self, at: int) -> int:
         """Where the run of small files that begins at ``at`` ends."""
@@ -84,6 +98,8 @@ class Adding:
         except EntrepotError as error:  # it is the store's, and so each file's
             found = [error] * len(paths)
         self._done = before + sum(self._sizes[at:end])
+        self._last = paths[-1].name, 0
+        self._all_told()
         return list(zip(paths, found, strict=True))
 
     async def _alone(self, at: int) -> Stored | EntrepotError:
@@ -120,7 +136,14 @@ class Adding:
 
     def _tell(self, done: int, name: str, here: int = 0) -> None:
         if self._meter is not None:
-            self._meter.count(self._done + done, self._total, name=name, here=here)
+            self._last = name, here
+            self._meter.count(self._done + done, self._total, self._note, name, here)
+
+    def _all_told(self) -> None:
+        """Tell at once if nothing is left to be read."""
+        if self._meter is not None and self._done >= self._total:
+            self._meter.count(self._done, self._total, self._note, *self._last)
+            self._meter.close()
 
 
 async def one_ahead[T](source: AsyncGenerator[T]) -> AsyncGenerator[T]:

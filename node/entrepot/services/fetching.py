@@ -38,6 +38,8 @@ _log = logging.getLogger("entrepot.transfer")
 type Span = tuple[int, int]
 
 _TELL_EVERY = 0.1  # seconds between two reports of verified bytes to the machine
+#: Reasons that are not about the objects: the hub does not answer.
+_HUB_AWAY = frozenset({"hub-unreachable", "bus-unreachable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ class Getter:
                 self._group = group
                 timer = group.create_task(self._driver.run())
                 try:
-                    with self._session.following(self._check_right):
+                    with self._session.following(self._moved_on):
                         self._driver.feed(self._machine.start)
                         error = await self._end
                 except asyncio.CancelledError:
@@ -177,6 +179,11 @@ class Getter:
         return Fetched(opening, *moved, complete, self.transfer, self._channel.scope, small)
 
     # -- what happened ------------------------------------------------------------------------------------------
+
+    def _moved_on(self) -> None:
+        """The session is not what it was: whether there is a connection, and what this node may do."""
+        self._check_right()
+        self._count(at_once=True)
 
     def _check_right(self) -> None:
         """A node that lost its right hears no refusal on the bus, only silence; and URLs it has go on for a while."""
@@ -258,7 +265,7 @@ class Getter:
         except EntrepotError as error:
             reason = error
             self._driver.feed(lambda now: self._machine.unanswered(reason, now))
-            self._count()
+            self._count(at_once=True)
         else:
             self._replied(reply)
 
@@ -344,18 +351,27 @@ class Getter:
         self._driver.feed(lambda now: self._machine.verified(count, now))
         self._count()
 
-    def _count(self) -> None:
+    def _count(self, *, at_once: bool = False) -> None:
         if self._progress is None:
             return
-        reason = None if self._downloads else self._machine.reason
-        note = None if reason is None else reason.message
         fetch = self._fetch
         self._meter.count(
             0 if fetch is None else fetch.verified_bytes,
             0 if fetch is None else fetch.opening.length,
-            note,
+            self._waits_for(),
             here=self._before,
+            at_once=at_once,
         )
+
+    def _waits_for(self) -> str | None:
+        """What is waited for, in words. While objects are on their way that is the hub at most, which gives no more of
+        them: whoever shows it does so once nothing comes."""
+        if not self._session.connected:
+            return "the hub cannot be reached: waiting for it"
+        reason = self._machine.reason
+        if reason is None or (self._downloads and reason.kind not in _HUB_AWAY):
+            return None
+        return reason.message
 
 
 class _Moving:

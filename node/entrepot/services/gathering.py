@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from entrepot.adapters.outputs import remove_leftovers, require_writable
 from entrepot.core.errors import EntrepotError, InvalidInput
 from entrepot.core.identifiers import StreamId
 from entrepot.services.output import is_taken, output_folder, output_path
@@ -32,9 +33,11 @@ class Wish:
 
 
 def planned(meant: Iterable[tuple[Target, Meant]], folder: Path) -> list[Wish]:
-    """Which file of ``folder``, made if it is not there, each stream becomes; one that is named twice is got once.
-    Raises ``invalid-input`` where two streams would be the same file. Looks at the file system and blocks."""
+    """Which file of ``folder``, made if it is not there, each stream becomes; one that is named twice is got once. What
+    killed processes left in the folder goes. Raises ``invalid-input`` where two streams would be the same file. Looks
+    at the file system and blocks."""
     output_folder(folder)
+    remove_leftovers(folder)
     streams: dict[Path, tuple[StreamId, Target]] = {}
     wishes: list[Wish] = []
     for target, one in meant:
@@ -59,12 +62,20 @@ def planned(meant: Iterable[tuple[Target, Meant]], folder: Path) -> list[Wish]:
             except EntrepotError as error:
                 path = error
         wishes.append(Wish(target, one, path, there))
-    return list({(wish.meant.stream, str(wish.path)): wish for wish in wishes}.values())
+    once = list({(wish.meant.stream, str(wish.path)): wish for wish in wishes}.values())
+    try:
+        require_writable(folder)
+    except EntrepotError as error:
+        return [
+            wish if wish.taken or isinstance(wish.path, EntrepotError) else replace(wish, path=error) for wish in once
+        ]
+    return once
 
 
 class Gathering[T]:
     """Gets ``wishes`` by ``get(wish, path, progress)``, at most ``at_once`` at a time; ``held`` is told of the streams
-    that are here now, many at once. ``meter`` counts the bytes of all of them together."""
+    that are here now, many at once. ``meter`` counts the bytes of all of them together. Once the folder takes no more
+    files, no new one is begun: each of them has that reason."""
 
     def __init__(
         self,
@@ -83,6 +94,7 @@ class Gathering[T]:
         self._done = self._here = self._total = 0  # bytes
         self._ended = self._known = 0  # streams
         self._shares = 0.0  # streams, those that are under way by their share
+        self._refused: EntrepotError | None = None  # why the folder takes no more files
 
     async def results(self) -> AsyncGenerator[tuple[Wish, T | EntrepotError]]:
         """Each wish with what it came to, in the order in which they end. What is no EntrepotError ends all."""
@@ -139,8 +151,12 @@ class Gathering[T]:
             self._count(path.name, report.note)
 
         try:
+            if self._refused is not None and not wish.taken:
+                return self._refused
             return await self._get(wish, path, None if self._meter is None else moving)
         except EntrepotError as error:
+            if "output" in error.data:
+                self._refused = error
             return error
         finally:
             self._ended += 1

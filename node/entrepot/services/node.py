@@ -39,7 +39,7 @@ from entrepot.services.hubs import Hubs, JoinedChannel, JoinedHub, channels_of, 
 from entrepot.services.inquiry import Inquiry, Story
 from entrepot.services.keychain import Keychain
 from entrepot.services.lifetime import Lifetime
-from entrepot.services.output import is_taken, output_path, taken
+from entrepot.services.output import prepared, taken
 from entrepot.services.progress import Kind, Meter, OnProgress
 from entrepot.services.reading import RemoteFile
 from entrepot.services.session import Session
@@ -253,7 +253,8 @@ class Node:
         async with contextlib.aclosing(adding.batches()) as batches, contextlib.aclosing(one_ahead(batches)) as ahead:
             async for batch in ahead:
                 held = [one.stream for _, one in batch if not isinstance(one, EntrepotError)]
-                served, told = await self.daemon.tell(held) if held else (False, False)
+                with adding.telling(len(held)):
+                    served, told = await self.daemon.tell(held) if held else (False, False)
                 for path, one in batch:
                     yield path, one if isinstance(one, EntrepotError) else _added(found, one, served, told)
         meter.close()
@@ -311,18 +312,18 @@ class Node:
         wait: float | None = None,
         progress: OnProgress | None = None,
     ) -> Got:
-        """Make a stream the file ``output`` (``./NAME`` if none is given, ``output/NAME`` if it is a folder), verified,
-        with one copy on the disk.
+        """Make a stream the file ``output`` (``./NAME`` if none is given, ``output/NAME`` if it is a folder: text that
+        ends with a slash is one, and is made), verified, with one copy on the disk.
 
         ``target`` is a URI, a stream id, or ``sha256:…`` of a stream that is here. What is here already is not fetched
         again, and what is complete here needs no hub. ``deadline``: seconds without a verified byte after which it
         fails with the reason. ``wait``: stay for so many seconds until a holder comes online; the want stays with the
-        hub meanwhile. An output that is this stream already stays as it is; for anything else that is there it raises
-        ``exists`` without ``force``, and ``no-such-file`` for an output without a folder.
+        hub meanwhile. An output that is this stream already stays as it is, also with ``force``; for anything else that
+        is there it raises ``exists`` without it. ``no-such-file`` for an output without a folder, ``denied`` for one
+        whose folder cannot be written to.
         """
         meant = await self._meant(target, channel, hub)
-        path = await asyncio.to_thread(output_path, output, meant.name or meant.stream.hex)
-        there = await asyncio.to_thread(is_taken, path)
+        path, there = await asyncio.to_thread(prepared, output, meant.name or meant.stream.hex)
         got, came = await self._obtain(meant, path, force, deadline, wait, progress, there)
         if came:
             await self.daemon.poke([meant.stream])
@@ -377,13 +378,14 @@ class Node:
         """The stream as this file, and whether anything of it came. ``there``: something is at ``path``. ``new``:
         nothing of the stream is in the store."""
         async with self._getting.setdefault(meant.stream, asyncio.Lock()):
-            if there and not force:
+            if there:
                 meter = self._meter("hash", progress)
-                if not await self._store.lies_at(meant.stream, path, progress=meter.count if progress else None):
+                if await self._store.lies_at(meant.stream, path, progress=meter.count if progress else None):
+                    meter.close()
+                    entry = await self._store.entry(meant.stream)
+                    return Got(path, meant.stream, entry.opening.length, "there", 0, 0), False
+                if not force:
                     raise taken(path)
-                meter.close()
-                entry = await self._store.entry(meant.stream)
-                return Got(path, meant.stream, entry.opening.length, "there", 0, 0), False
             known = not new and bool(await self._store.scopes(meant.stream))
             how = await self._export_held(meant, path, force) if known else None
             if how is not None:

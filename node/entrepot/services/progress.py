@@ -64,13 +64,15 @@ class Meter:
         name: str | None = None,
         here: int = 0,
         share: float | None = None,
+        at_once: bool = False,
     ) -> None:
-        """``done`` of ``total`` bytes are through, and the rest as in :class:`Progress`."""
+        """``done`` of ``total`` bytes are through, and the rest as in :class:`Progress`. ``at_once``: tell it however
+        lately the last was told, for the next may be long in coming."""
         if self._callback is None:
             return
         self._last = (done, total, note, name, here, share)
         now = self._clock()
-        if now < self._due:
+        if now < self._due and not at_once:
             return
         self._due = now + self._every
         self._tell(now)

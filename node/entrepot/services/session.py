@@ -198,8 +198,8 @@ class Session:
 
     @contextlib.contextmanager
     def following(self, handler: Callable[[], None]) -> Iterator[None]:
-        """While the block runs, have ``handler`` called when the channels, their locks or rights became others, and
-        when the hub does not let this node in any more."""
+        """While the block runs, have ``handler`` called when the channels, their locks or rights became others, when
+        the connection was lost or is there again, and when the hub does not let this node in any more."""
         self._followers.append(handler)
         try:
             yield
@@ -346,11 +346,12 @@ class Session:
         self._outbox.reconnected()
         if self.on_up is not None:
             self.on_up()
+        self._tell_followers()
 
     def _went_down(self, reason: EntrepotError) -> None:
         if self.bus.state is BusState.REVOKED and self._ended is not None and not self._ended.done():
             self._ended.set_result(reason if isinstance(reason, Denied) else Denied(reason.message, kind="revoked"))
-            self._tell_followers()
+        self._tell_followers()
 
     def _failed(self, error: EntrepotError, where: str) -> None:
         self.refused += 1

@@ -70,9 +70,10 @@ async def error_of(bucket: S3Bucket, call: str) -> EntrepotError:
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_nobody_listens(call: str) -> None:
-    """A closed port is a bucket that cannot be reached now."""
+    """A closed port is a bucket that cannot be reached now, in one sentence that names no object."""
     error = await error_of(away(f"http://127.0.0.1:{free_port()}"), call)
     assert (type(error), error.kind) == (RetryLater, "bucket-unreachable")
+    assert error.message == "the bucket cannot be reached: Connection refused"
 
 
 @pytest.mark.parametrize("call", CALLS)

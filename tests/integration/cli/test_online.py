@@ -253,3 +253,28 @@ def test_many_files_by_one_command(lab: Cli, office: Cli) -> None:
 
     for words in (["get"], ["get", "--dry-run", *listed], ["get", "--from-file", "nowhere"]):
         assert office.run(*words).returncode in {2, 3}
+
+
+def test_an_output_that_is_there_is_left_alone(lab: Cli, office: Cli) -> None:
+    """A folder named with a slash is made; what is there unchanged is not written again, with --force too; of two files
+    that hold a stream the one that was edited is told of, and that the other is whole."""
+    name = "file11.nwb"
+    path = content(lab, name)
+    uri = lab.run("add", name).stdout.strip()
+    assert office.run("get", uri, "-o", "made/").stdout == f"made/{name}\n"
+    first = office.folder / "made" / name
+    before = first.stat()
+    again = office.run("get", uri, "-o", "made/", "--force")
+    assert (again.returncode, again.stderr) == (0, f"made/{name} is already there, unchanged.\n")
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert office.run("get", uri, "-o", "second").returncode == 0
+    first.write_bytes(b"edited")
+    done = office.run("verify", uri)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert f"{first} has changed or gone" in done.stderr.splitlines()[0]
+    assert "the stream is: another file here is whole" in done.stderr.splitlines()[1]
+    assert office.run("get", uri, "-o", "made/", "--force").returncode == 0
+    assert first.read_bytes() == path.read_bytes()
+    missing = office.run("get", uri, "-o", "none/file")
+    assert missing.returncode == 3
+    assert "slash" in missing.stderr.splitlines()[1]

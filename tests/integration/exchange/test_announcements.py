@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 import pytest
 from tests.servers.grid import Content, Grid, Peer, until
 
 from entrepot.adapters.bus import Message as BusMessage
 from entrepot.core import subjects
-from entrepot.core.messages import State, decode
+from entrepot.core.messages import Ack, Added, State, decode
+from entrepot_hub.adapters.database import Database
 from entrepot_hub.services import announcements
 
 
@@ -58,3 +60,26 @@ async def test_an_upload_that_lasts_is_told(grid: Grid) -> None:
     grant = await holder.granted(0)
     assert (await holder.accept(content, grant)).put is not None
     await until(lambda: any(state.state == "uploading" for state in reader.states))
+
+
+async def test_what_is_added_together_is_looked_up_together(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of many streams takes a few looks into the database, and whoever waits for one of them is served."""
+    lock = await grid.channel()
+    contents = [Content(os.urandom(10), lock) for _ in range(100)]
+    holder, reader = await grid.peer("holder"), await grid.peer("reader")
+    await reader.want(contents[7])
+    looks = 0
+    before = Database._submit
+
+    async def counting(self: Database, work: Callable[[], object]) -> object:
+        nonlocal looks
+        looks += 1
+        return await before(self, work)
+
+    monkeypatch.setattr(Database, "_submit", counting)
+    streams = tuple((one.stream.raw, one.opening.encode()) for one in contents)
+    ack = await holder.ask(lock.channel, "added", Added(lock=lock.id, session=holder.session, streams=streams), Ack)
+    assert ack.error is None
+    assert looks < 50
+    await holder.offer(contents[7], await holder.sought(contents[7]))
+    await holder.provide(contents[7])

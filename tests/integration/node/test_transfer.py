@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.node.conftest import Site
+from tests.servers.grid import until
 
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
 from entrepot.core.identifiers import StreamId
@@ -420,3 +421,20 @@ async def test_status_without_and_with_a_daemon(site: Site, original: Path) -> N
     identity = (await giver.whoami())[0]
     assert identity.node_public == during.daemon.hubs[0].node
     assert identity.name == "giver"
+
+
+async def test_a_hub_that_is_gone_is_told_while_a_get_waits(site: Site, original: Path, tmp_path: Path) -> None:
+    """When the connection to the hub ends, whoever watches a get hears that it waits for the hub."""
+    giver, taker = await site.node("giver"), await site.node("taker")
+    added = await giver.add(original)
+    notes: list[str | None] = []
+    getting = asyncio.create_task(
+        taker.get(added.uri, tmp_path / "copy.bin", deadline=60, progress=lambda told: notes.append(told.note))
+    )
+    try:
+        await until(lambda: notes)
+        await site.grid.stop()
+        await until(lambda: "the hub cannot be reached: waiting for it" in notes)
+    finally:
+        getting.cancel()
+        await asyncio.wait([getting])

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -270,3 +271,72 @@ async def test_a_handler_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
         assert await bucket.pending_bytes() == 0
     connection.close()
     assert os.listdir(tmp_path / "bucket/.pending") == []
+
+
+class Written:
+    """An upload that counts what is written to it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[int] = []
+
+    def write(self, pieces: list[memoryview]) -> int:
+        self.pieces += [len(piece) for piece in pieces]
+        return sum(self.pieces)
+
+
+@contextmanager
+def sending(size: int) -> Iterator[tuple[folder_intake.Draught, Written]]:
+    """A draught of a body that a thread sends without end, so many bytes at once."""
+    near, far = socket.socketpair()
+    stop = threading.Event()
+    # The draught's own end does not wait; this one does.
+    far.settimeout(0.1)
+
+    def send() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                far.send(bytes(size))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    written = Written()
+    draught = folder_intake.Draught(written, near, 1 << 40)  # type: ignore[arg-type]
+    try:
+        yield draught, written
+    finally:
+        draught.stop.set()
+        stop.set()
+        sender.join()
+        draught.close()
+        far.close()
+
+
+def returns(draught: folder_intake.Draught) -> bool:
+    """Whether a turn ends while the sender goes on."""
+    select.select([draught.number], [], [], 30)
+    drawing = threading.Thread(target=draught.draw, args=(memoryview(bytearray(1 << 20)),))
+    drawing.start()
+    drawing.join(20)
+    ended = not drawing.is_alive()
+    draught.stop.set()
+    drawing.join()
+    return ended
+
+
+@pytest.mark.blocking
+def test_a_steady_trickle_does_not_hold_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that always has one more byte has its turn over before it sent what is worth one."""
+    # However the sender is scheduled: its next byte comes in time.
+    monkeypatch.setattr(folder_intake, "_LINGER", 10_000)
+    with sending(1) as (draught, written):
+        assert returns(draught)
+        assert sum(written.pieces) < 64 << 10
+
+
+@pytest.mark.blocking
+def test_a_turn_ends_however_much_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends fast gives way after a time too, not only after so many bytes."""
+    monkeypatch.setattr(folder_intake, "_LONG", 0.0)
+    with sending(128 << 10) as (draught, written):
+        assert returns(draught)
+        assert len(written.pieces) == 1

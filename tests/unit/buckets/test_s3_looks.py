@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from entrepot.core.errors import Conflict, NotFound, RetryLater
+from entrepot.core.errors import Conflict, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.buckets import s3_looks
 from entrepot_hub.adapters.buckets.credentials import S3Credentials
 from entrepot_hub.adapters.buckets.s3 import S3Bucket
 from entrepot_hub.adapters.buckets.s3_looks import SHORT
@@ -153,3 +154,219 @@ async def test_closing_ends_a_look_that_waits() -> None:
             await bucket.aclose()
             with pytest.raises(RetryLater, match="closed"):
                 await looking
+
+
+HINT = b"HTTP/1.1 103 x\r\n\r\n"
+CHUNKED = b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-6/9\r\n" + SHOWN.encode() + b"\r\n"
+CHUNK = b"1\r\nx\r\n"
+
+
+@asynccontextmanager
+async def flooded(begins: bytes, piece: bytes, **settings: Any) -> AsyncIterator[tuple[S3Bucket, list[str]]]:
+    """A bucket whose endpoint sends ``piece`` without end to all but boto3; and who asked it."""
+    asked: list[str] = []
+    good = answer(206, b"1234567", f"Connection: close\r\nContent-Range: bytes 0-6/9\r\n{SHOWN}")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            asked.append("boto3" if b"Boto3" in await reader.readuntil(b"\r\n\r\n") else "hub")
+            writer.write(good if asked[-1] == "boto3" else begins)
+            while asked[-1] != "boto3":
+                writer.write(piece)
+                await writer.drain()
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        filled: dict[str, Any] = {
+            "bucket": "contract",
+            "region": "x",
+            "endpoint": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            "credentials": S3Credentials(access_key="a", secret_key="s"),
+        }
+        bucket = S3Bucket(S3Settings(**(filled | settings)), name="flooded")
+        try:
+            yield bucket, asked
+        finally:
+            await bucket.aclose()
+
+
+@pytest.mark.parametrize(
+    ("begins", "piece"),
+    [
+        (b"", HINT * 1000),
+        (CHUNKED % 404, CHUNK * 1000),
+        (CHUNKED % 206, b"1;" + b"e" * 7000 + b"\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 7000 + b"\r\n"),
+    ],
+    ids=["heads", "pieces", "extensions", "fields"],
+)
+async def test_an_answer_without_end_is_left_to_the_threads(begins: bytes, piece: bytes) -> None:
+    """An endpoint that sends heads or pieces without end has the event loop's attention once; then threads ask it."""
+    async with flooded(begins, piece, total=20.0) as (bucket, asked):
+        for _ in range(3):
+            assert await bucket.read("k", 0, 7) == b"1234567"
+    assert asked == ["hub", "boto3", "boto3", "boto3"]
+
+
+async def test_an_endpoint_has_the_attention_of_the_event_loop_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while a bucket that was left to threads is looked at as before."""
+    monkeypatch.setattr(s3_looks, "_SHUNNED", 0.0)
+    async with flooded(b"", HINT * 1000, total=20.0) as (bucket, asked):
+        for _ in range(2):
+            assert await bucket.read("k", 0, 7) == b"1234567"
+    assert asked == ["hub", "boto3", "hub", "boto3"]
+
+
+class Deaf(asyncio.Transport):
+    """A transport that knows only whether it was ended."""
+
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+
+def connected(*, head: bool = False) -> tuple[s3_looks._Rationed, Deaf, list[str]]:
+    """A connection on which an answer is to come, and what it told."""
+    told: list[str] = []
+    connection = s3_looks._Rationed(asyncio.get_running_loop(), lambda: told.append("flood"))
+    transport = Deaf()
+    connection.connection_made(transport)
+    connection.set_response_params(skip_payload=head, read_until_eof=True)
+    return connection, transport, told
+
+
+async def test_little_of_a_flood_is_parsed() -> None:
+    """Of ten thousand heads that come in one read, a few dozen are parsed; the connection is ended."""
+    connection, transport, told = connected()
+    connection.data_received(HINT * 14_000)
+    assert transport.aborted
+    assert told == ["flood"]
+    assert len(connection) < 100
+
+
+async def test_few_pieces_of_a_body_are_parsed() -> None:
+    """Of forty thousand chunks of one byte that come in one read, not two thousand are parsed."""
+    connection, transport, told = connected()
+    connection.data_received(CHUNKED % 404 + CHUNK * 40_000)
+    assert transport.aborted
+    assert told == ["flood"]
+    _, body = await connection.read()
+    assert body.total_bytes < 2000
+
+
+async def test_bytes_one_by_one_are_given_up() -> None:
+    """An answer that comes in a read for every byte is not followed to its end."""
+    connection, transport, told = connected()
+    for byte in b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000:
+        connection.data_received(bytes([byte]))
+    assert transport.aborted
+    assert told == ["flood"]
+
+
+async def test_what_nobody_asked_for_ends_the_connection() -> None:
+    """What comes after an answer, at once or later, is not parsed, and no misdeed."""
+    for cut in (0, 1000):
+        connection, transport, told = connected(head=True)
+        whole = answer(200, b"", f"X: {'y' * 2000}\r\n", length=9) + HINT * 14_000
+        end = whole.index(HINT)
+        connection.data_received(whole[: end + cut])
+        connection.data_received(whole[end + cut :])
+        assert transport.aborted
+        assert len(connection) < 100
+        assert (await connection.read())[0].code == 200
+        assert not told
+
+
+@pytest.mark.parametrize("call", ["read", "list"])
+async def test_an_error_nested_without_measure_is_nonsense(call: str) -> None:
+    """XML that is nested so deep that nobody can follow it is an error of ours, whoever reads it."""
+    depth = 1100
+    server = Server(answer(403, b"<Error>" + b"<a>" * depth + b"</a>" * depth + b"</Error>", ""))
+    async with server.bucket(attempts=1) as bucket:
+        with pytest.raises(RetryLater) as caught:
+            await (bucket.read("k", 0, 7) if call == "read" else bucket.list(""))
+    assert caught.value.kind == "bucket-unreachable"
+
+
+@pytest.mark.parametrize("call", ["read", "list"])
+async def test_a_long_error_is_not_read(call: str) -> None:
+    """Of an error that is longer than any S3 server's, the status counts."""
+    server = Server(answer(400, b"<Error><Code>Found</Code><a>" + b"x" * 40_000 + b"</a></Error>", ""))
+    async with server.bucket(attempts=1) as bucket:
+        with pytest.raises(InvalidInput) as caught:
+            await (bucket.read("k", 0, 7) if call == "read" else bucket.list(""))
+    assert caught.value.data["code"] == "400"
+
+
+@pytest.mark.parametrize("etag", [b"\xff\xfe\x80", b"a\x01b", "é".encode(), b"e" * 201])
+@pytest.mark.parametrize("looks", [True, False])
+async def test_an_etag_is_printable(etag: bytes, looks: bool) -> None:
+    """An etag with other characters than printable ones of ASCII is not taken, whoever asked for it."""
+    for body in (b"", b"1234567"):
+        server = Server(answer(206, body, length=7).replace(ETAG.encode(), etag))
+        async with server.bucket(attempts=1) as bucket:
+            bucket._no_looks = not looks
+            with pytest.raises(RetryLater, match="ETag"):
+                await (bucket.read("k", 0, 7, ETAG) if body else bucket.head("k"))
+
+
+@pytest.mark.parametrize("status", [101, 201, 204, 299])
+@pytest.mark.parametrize("looks", [True, False])
+async def test_an_object_is_shown_with_two_statuses(status: int, looks: bool) -> None:
+    """An answer that is no 200 and no 206 shows no object, whatever else is in it."""
+    server = Server(answer(status, b"", f"Connection: close\r\n{SHOWN}"))
+    async with server.bucket(attempts=1) as bucket:
+        bucket._no_looks = not looks
+        for call in (bucket.head("k"), bucket.read("k", 0, 7)):
+            with pytest.raises(RetryLater, match=f"status {status}"):
+                await call
+
+
+async def test_a_thread_does_not_listen_to_heads_without_end() -> None:
+    """boto3 gives up an endpoint that says again and again that its answer is to come."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            while True:
+                writer.write(b"HTTP/1.1 100 x\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        gone.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        settings = S3Settings(
+            bucket="contract",
+            region="x",
+            endpoint=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            credentials=S3Credentials(access_key="a", secret_key="s"),
+            attempts=1,
+            total=10.0,
+            read_timeout=5.0,
+        )
+        bucket = S3Bucket(settings, name="endless")
+        with pytest.raises(RetryLater) as caught:
+            await bucket.list("")
+        assert "within" not in str(caught.value)
+        await bucket.aclose()
+        await gone.wait()
+
+
+@pytest.mark.parametrize("status", [206, 404])
+async def test_a_thread_does_not_take_an_answer_in_crumbs(status: int) -> None:
+    """Threads are not kept busy by an object or an error that comes in pieces of a byte: it is given up."""
+    body = b"".join([b"1\r\nx\r\n"] * 5000) + b"0\r\n\r\n"
+    headers = f"Transfer-Encoding: chunked\r\nContent-Range: bytes 0-4999/5000\r\n{SHOWN}"
+    server = Server(f"HTTP/1.1 {status} X\r\n{headers}\r\n".encode() + body)
+    async with server.bucket(attempts=1) as bucket:
+        with pytest.raises(RetryLater, match="pieces"):
+            await bucket.read("k", 0, 5000)

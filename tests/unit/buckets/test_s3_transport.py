@@ -109,7 +109,8 @@ async def test_an_answer_that_never_ends_is_given_up(call: str, status: int, chu
     async with endpoint(give) as url:
         error = await error_of(at(url, attempts=4), call)
     assert (type(error), error.kind) == (RetryLater, "bucket-unreachable")
-    assert asked == 1
+    # What the event loop does not follow a thread asks for anew.
+    assert asked == (2 if call == "read" else 1)
     # What is in the sockets' buffers comes on top.
     assert sent < MAX_ANSWER + (64 << 20)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,17 @@ def test_every_parameter_has_a_help(name: str) -> None:
     """The help of each command explains the command and each argument and option."""
     assert COMMANDS[name].help
     assert all(parameter.help for parameter in COMMANDS[name].params if parameter.name != "help")
+
+
+def test_the_package_is_the_program() -> None:
+    """``python -m entrepot_hub`` is entrepot-hub, and a default is shown as a value."""
+    done = subprocess.run(
+        [sys.executable, "-m", "entrepot_hub", "channel", "create", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("Usage: entrepot-hub channel create")
+    assert "none (the default)" in " ".join(done.stdout.split())
+    assert "(none)" not in done.stdout

@@ -125,3 +125,29 @@ def test_ctrl_c_during_start_up_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys
 def test_json_is_recognised_before_anything_is_parsed(words: list[str], wanted: bool) -> None:
     """An error of usage is a document too, and a file called --json is a file."""
     assert wants_json(words) is wanted
+
+
+def test_other_spellings_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """What other programs call version and help is understood."""
+    assert main(["--version"]) == main(["version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    for words, usage in ((["help"], "Usage: entrepot ["), (["help", "get"], "Usage: entrepot get ")):
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith(usage)
+
+
+def test_an_option_before_the_command_is_told_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """The hint says where it goes; where no command is named it is the help."""
+    assert main(["--quiet", "status"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "  Options go after the command: entrepot status --quiet"
+    assert main(["--json", "status"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["hint"].endswith("entrepot status --json")
+    assert main(["--nothing"]) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "  Try: entrepot --help"
+
+
+def test_a_list_that_is_not_there_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who gives --from-file something else hears what it takes."""
+    assert main(["get", "--from-file", "nope"]) == 3
+    assert "one URI on each line" in capsys.readouterr().err

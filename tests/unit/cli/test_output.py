@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from entrepot.cli.output import Failures, Output, ReaderGone, fail, one_line, plain, tell, write
-from entrepot.core.errors import Conflict, NotFound
+from entrepot.core.errors import Conflict, NotFound, RetryLater
 from entrepot.core.identifiers import Opening, StreamId
 from entrepot.core.uri import StreamUri
 
@@ -130,3 +130,31 @@ def test_a_reader_that_went_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdout", Broken())
     with pytest.raises(ReaderGone):
         Output().lines("x")
+
+
+def test_one_reason_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """What fails for a reason that was told is counted, with a few names, and another reason is told as itself; the
+    document has each."""
+    uris = [f"entrepot://demo@hub.example.org/{STREAM}/f{number}" for number in range(6)]
+    for as_json in (False, True):
+        failures = Failures(Output(as_json=as_json), "uri")
+        for number, uri in enumerate(uris):
+            error = RetryLater(f"no room: {number + 5:,} bytes are needed", kind="disk-full", hint="Free some space.")
+            failures.add(uri, error)
+        failures.add("other", NotFound("nobody has other"))
+        failures.add("more", NotFound("nobody has more"))
+        with pytest.raises(typer.Exit) as exit_:
+            failures.end({"got": []})
+        assert exit_.value.exit_code == 6
+        out, err = capsys.readouterr()
+        if as_json:
+            assert [one["uri"] for one in json.loads(out)["failed"]] == [*uris, "other", "more"]
+            assert err == ""
+        else:
+            assert err.splitlines() == [
+                f"entrepot: {uris[0]}: no room: 5 bytes are needed",
+                "  Free some space.",
+                "entrepot: nobody has other",
+                "entrepot: as f0, so failed 5 others (disk-full): f1, f2, f3, …",
+                "entrepot: as other, so failed 1 other (not-found): more",
+            ]

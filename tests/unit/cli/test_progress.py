@@ -16,7 +16,7 @@ from rich.console import Console
 
 from entrepot.cli.output import Output
 from entrepot.cli.progress import Bars, Lines, Meter, Silence, display, drawing, line_of, shorten
-from entrepot.cli.transfer import summary
+from entrepot.cli.transfer import summary, summary_of_several
 from entrepot.core.identifiers import StreamId
 from entrepot.services.node import Got
 
@@ -151,6 +151,38 @@ def test_the_summary_of_a_get(length: int, fetched: int, text: str) -> None:
     """What was fetched now and what was here are told apart, and an empty file is just that."""
     got = Got(Path("a"), StreamId.parse("ff" * 32), length, "copied", fetched, 0)
     assert summary(got, 2.0) == text
+
+
+@pytest.mark.parametrize(
+    ("files", "failed", "text"),
+    [
+        ([(1, 1024, 1024), (2, 1024, 1024)], 0, "2 files, 2.0 KiB fetched in 2s, 1.0 KiB/s."),
+        ([(1, 1024, 1024), (1, 1024, 0), (2, 0, 0)], 1, "3 files, 1.0 KiB fetched in 2s, 512 B/s; 1 failed."),
+        (
+            [(1, 1024, 1024), (2, 4096, 0), (3, 4096, 0)],
+            0,
+            "3 files, 1.0 KiB fetched in 2s, 512 B/s; 2 of them were here already, 8.0 KiB.",
+        ),
+        (
+            [(1, 1024, 1024), (2, 4096, 0), (3, 4096, 1024)],
+            0,
+            "3 files, 2.0 KiB fetched in 2s, 1.0 KiB/s; 1 of them was here already, 4.0 KiB; "
+            "3.0 KiB of the others were here already.",
+        ),
+        ([(1, 1024, 0), (2, 1024, 0)], 0, "2 files; all of them were here already, 2.0 KiB."),
+        ([(1, 1024, 0)], 0, "1 file; all of it was here already, 1.0 KiB."),
+        ([], 3, "0 files; 3 failed."),
+        ([(1, 0, 0)], 0, "1 file."),
+    ],
+)
+def test_the_summary_of_several(files: list[tuple[int, int, int]], failed: int, text: str) -> None:
+    """Amount and rate are of what was fetched now; what was here stands apart, and an empty file and a second one of
+    what was fetched now are no part of that."""
+    found = [
+        Got(Path("a"), StreamId(b"\xff" + number.to_bytes(31)), length, "moved", fetched, 0)
+        for number, length, fetched in files
+    ]
+    assert summary_of_several(found, failed, 2.0) == text
 
 
 def test_the_rate_forgets() -> None:

@@ -206,7 +206,20 @@ def test_a_bucket_that_sends_nothing_is_the_reason() -> None:
     late = make(deadline=4.0)
     late.begin(((0, 11),), 0.0)
     late.replied(WantReply(objects=(ready(0),), again_in=60_000), 3.0)
-    assert one(Fail, late.tick(4.0)).error.kind == "deadline"
+    error = one(Fail, late.tick(4.0)).error
+    assert error.kind == "deadline"
+    assert error.hint is not None
+    assert "--timeout" in error.hint
+
+
+def test_a_bucket_that_refuses_a_reader_is_the_reason() -> None:
+    """The hub goes on saying where the object lies, the bucket refuses each request for it: that is told in the end."""
+    requester = make(deadline=4.0)
+    requester.begin(((0, 11),), 0.0)
+    requester.replied(WantReply(objects=(ready(0),), again_in=60_000), 0.1)
+    requester.fetch_failed(0, Denied("the bucket refused the request"), 0.2)
+    requester.replied(WantReply(objects=(ready(0),), again_in=60_000), 0.3)
+    assert one(Fail, requester.tick(4.0)).error.kind == "denied"
 
 
 def test_a_hub_that_does_not_answer_is_the_reason() -> None:

@@ -54,6 +54,7 @@ async def test_conflict_that_asks_for_another_try_gets_one(bucket, transfers, st
     ("status", "body", "error", "kind"),
     [
         (403, b"<Error><Code>AccessDenied</Code></Error>", Denied, "expired"),
+        (403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>", Denied, "denied"),
         (400, b"<Error><Code>BadDigest</Code></Error>", Conflict, "changed"),
         (400, b"Request has expired", Denied, "expired"),
         (400, b"no", Denied, "denied"),

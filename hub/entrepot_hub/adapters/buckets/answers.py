@@ -12,7 +12,6 @@ import http.client
 import io
 import re
 import socket
-import ssl
 import threading
 import time
 import weakref
@@ -192,21 +191,6 @@ class _Wire(io.RawIOBase):
 def word_of(code: object) -> str:
     """A provider's code, "" for what is none: it gets into errors."""
     return code if isinstance(code, str) and _CODE.fullmatch(code) else ""
-
-
-def cause_of(error: BaseException) -> str:
-    """Why there was no answer, in the system's words or by the kind of error: the words of libraries may be the
-    endpoint's."""
-    found: BaseException | None = error
-    for _ in range(10):
-        if found is None:
-            break
-        if isinstance(found, ssl.SSLCertVerificationError):
-            return f"its certificate is not accepted: {found.verify_message}"
-        if isinstance(found, OSError) and isinstance(found.errno, int) and found.strerror:
-            return found.strerror
-        found = found.__cause__ or found.__context__
-    return type(error).__name__
 
 
 def _span(request: requests.PreparedRequest) -> int | None:

@@ -12,7 +12,8 @@ import urllib3.exceptions
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
 from entrepot.core.errors import Conflict, Corrupt, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
-from entrepot_hub.adapters.buckets.answers import cause_of, word_of
+from entrepot_hub.adapters.buckets.answers import word_of
+from entrepot_hub.adapters.buckets.causes import cause_of
 
 _TOKEN_CODE = re.compile(r"\bAADSTS\d{1,12}\b")
 _WRONG_KEYS: Final = frozenset({"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"})
@@ -102,10 +103,12 @@ def _from_answer(error: HttpResponseError, container: str) -> EntrepotError:
 
 
 def _unreachable(error: Exception, container: str) -> RetryLater:
+    cause = cause_of(error)
     return RetryLater(
-        f"the container cannot be reached: {cause_of(error)}",
+        f"the container cannot be reached: {cause}",
         kind="bucket-unreachable",
         bucket=container,
+        cause=cause,
     )
 
 

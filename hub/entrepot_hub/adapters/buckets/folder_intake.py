@@ -14,6 +14,7 @@ import asyncio
 import select
 import socket
 import threading
+import time
 from asyncio.trsock import TransportSocket
 from typing import Final
 
@@ -27,10 +28,14 @@ from entrepot_hub.adapters.buckets.folder_files import Upload
 _PIECE: Final = 512 << 10
 #: Bodies of which less is to come are not worth a way of their own.
 _LARGE: Final = 256 << 10
-#: A thread waits so long for more, in milliseconds, before it leaves the waiting to the event loop …
+#: A thread waits so long for more, in milliseconds, and so many seconds for so many bytes, before it leaves the
+#: waiting to the event loop …
 _LINGER: Final = 2
-#: … and takes so much at once at most, that others have their turn.
+_SOON: Final = 0.01
+_WORTH: Final = 64 << 10
+#: … and takes so much at once at most, for so many seconds, that others have their turn.
 _TURN: Final = 16 << 20
+_LONG: Final = 0.1
 #: The event loop is woken when so many bytes are there, or, when that takes longer than so many seconds, any.
 _ENOUGH: Final = 512 << 10
 _IMPATIENCE: Final = 0.2
@@ -175,16 +180,19 @@ class Draught:
         self._wake_at(min(count, self.left))
 
     def draw(self, buffer: memoryview) -> None:
-        """Read, hash and write what is there, and what comes before long; blocks."""
+        """Read, hash and write what is there, and what comes before long; blocks. A sender that brings little has its
+        turn over soon, however steadily it does."""
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         turn = 0
+        end = time.monotonic() + _LONG
         while self.left and not self.ended and turn < _TURN and not self.stop.is_set():
             count = self._fill(buffer[: self.left], poller)
-            if not count:
-                return
+            if count:
+                self._upload.write([buffer[:count]])
             turn += count
-            self._upload.write([buffer[:count]])
+            if count < _WORTH or time.monotonic() >= end:
+                return
 
     def close(self) -> None:
         """Leave the socket to its connection."""
@@ -192,13 +200,14 @@ class Draught:
         self._socket.close()
 
     def _fill(self, buffer: memoryview, poller: select.poll) -> int:
-        done = 0
+        done = worth = 0
+        end = time.monotonic() + _SOON
         while done < len(buffer):
             try:
                 count = self._socket.recv_into(buffer[done:])
             except BlockingIOError:
                 self.want(_ENOUGH)
-                if poller.poll(_LINGER):
+                if time.monotonic() < end and poller.poll(_LINGER):
                     continue
                 break
             except ConnectionError:
@@ -208,6 +217,11 @@ class Draught:
                 break
             done += count
             self.left -= count
+            now = time.monotonic()
+            if done - worth >= _WORTH:
+                worth, end = done, now + _SOON
+            elif now >= end:
+                break
         return done
 
     def _wake_at(self, count: int) -> None:

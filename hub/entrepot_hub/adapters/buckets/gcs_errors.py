@@ -15,7 +15,8 @@ from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from entrepot.core.errors import Conflict, Denied, EntrepotError, InvalidInput, NotFound, RetryLater
-from entrepot_hub.adapters.buckets.answers import cause_of, word_of
+from entrepot_hub.adapters.buckets.answers import word_of
+from entrepot_hub.adapters.buckets.causes import cause_of
 
 #: What the token endpoint says when the time in a signed request is not its own.
 _SKEWED: Final = ("reasonable timeframe", "iat and exp", "issued at time")
@@ -95,10 +96,12 @@ def missing_bucket(bucket: str) -> InvalidInput:
 
 
 def _away(error: BaseException, bucket: str) -> RetryLater:
+    cause = cause_of(error)
     return RetryLater(
-        f"the bucket cannot be reached: {cause_of(error)}",
+        f"the bucket cannot be reached: {cause}",
         kind="bucket-unreachable",
         bucket=bucket,
+        cause=cause,
     )
 
 

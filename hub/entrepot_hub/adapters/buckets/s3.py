@@ -282,7 +282,7 @@ class S3Bucket:
         what to make of an error, and whether to ask again, is decided in one place."""
         if self._looks is None and not self._no_looks:
             await self._in_thread(self._make_looks)
-        if self._looks is None:
+        if self._looks is None or self._looks.shunned:
             return await self._run(work, *args)
         keys = await self._ready()
         self._check_open()  # nothing that closing would not know of is begun

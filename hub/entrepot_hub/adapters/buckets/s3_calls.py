@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ABSENT: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _PIECE: Final = 256 << 10
+_LONGEST_ETAG: Final = 200
 
 
 class Calls:
@@ -108,7 +109,7 @@ class Calls:
             raise
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         modified = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
-        return Head(length=0, etag=_bare(said(answer, "ETag")), digest=None, modified=modified)
+        return Head(length=0, etag=_etag(answer), digest=None, modified=modified)
 
     def create(self, key: str, data: bytes) -> bool:
         """Whether it was written, and not there before."""
@@ -138,7 +139,7 @@ class Calls:
             Entry(
                 key=said(found, "Key"),
                 length=said(found, "Size"),
-                etag=_bare(said(found, "ETag")),
+                etag=_etag(found),
                 modified=said(found, "LastModified").timestamp(),
             )
             for found in contents
@@ -253,7 +254,7 @@ class Calls:
 
 def head_of(answer: Mapping[str, Any], binds: Binds, kind: DigestKind) -> Head:
     """The object that an answer to a look shows."""
-    etag = _bare(said(answer, "ETag"))
+    etag = _etag(answer)
     digest = None
     if binds.head_digest:
         digest = _sha256(answer.get("ChecksumSHA256")) if kind == "sha256" else _md5(etag)
@@ -268,7 +269,7 @@ def head_of(answer: Mapping[str, Any], binds: Binds, kind: DigestKind) -> Head:
 def span_of(answer: Mapping[str, Any], key: str, offset: int, length: int, etag: str | None) -> tuple[int, int]:
     """Of the bytes that an answer to a read brings: how many to skip, and how many after those are meant."""
     # Some servers ignore a condition; none leaves the etag out.
-    if etag is not None and _bare(said(answer, "ETag")) != etag:
+    if etag is not None and _etag(answer) != etag:
         raise Conflict("the object was replaced", kind="changed", key=key)
     # Without a Content-Range the server ignored the range and sends everything.
     first, total = _content_range(answer.get("ContentRange")) or (0, said(answer, "ContentLength"))
@@ -300,8 +301,16 @@ def _check_same(key: str, head: Head | None, etag: str | None) -> None:
         raise Conflict("the object was replaced or removed", kind="changed", key=key)
 
 
-def _bare(etag: str) -> str:
-    return etag.strip('"')
+def _etag(answer: Mapping[str, Any]) -> str:
+    """Without its quotes. Any byte can stand in a header, and a control character in a listing."""
+    etag: str = said(answer, "ETag").strip('"')
+    if len(etag) > _LONGEST_ETAG or not etag.isascii() or not etag.isprintable():
+        raise RetryLater(
+            "what answers at the bucket's endpoint gives an ETag that is none",
+            kind="bucket-unreachable",
+            hint="Is it an S3 server?",
+        )
+    return etag
 
 
 def _sha256(text: str | None) -> bytes | None:

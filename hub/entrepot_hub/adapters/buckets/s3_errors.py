@@ -23,6 +23,7 @@ from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 
 from entrepot.core.errors import Conflict, Denied, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
+from entrepot_hub.adapters.buckets.causes import cause_of
 
 #: The keys themselves are refused, whatever is asked.
 WRONG_KEYS: Final = frozenset(
@@ -42,8 +43,8 @@ _NEVER: Final = frozenset({501, 505, 507})
 _AGAIN_CODES: Final = frozenset(
     {"ConditionalRequestConflict", "OperationAborted", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling"}
 )
-#: An answer that is no XML, or not all of it.
-NONSENSE: Final = (ResponseParserError, ParseError)
+#: An answer that is no XML, not all of it, or nested without measure.
+NONSENSE: Final = (ResponseParserError, ParseError, RecursionError)
 #: What goes wrong on the way, or with the answer.
 _ON_THE_WAY: Final = (
     NoConnection,
@@ -78,20 +79,24 @@ def translation(bucket: str) -> Iterator[None]:
         raise _from_answer(error, bucket) from error
     except _FOREIGN as error:
         # What these say may be the endpoint's words, or all of its answer: it is not even kept as the cause.
+        cause = _cause(error)
         raise RetryLater(
-            f"the bucket cannot be reached, or its answer makes no sense: {type(error).__name__}",
+            f"the bucket cannot be reached, or its answer makes no sense: {cause}",
             kind="bucket-unreachable",
             bucket=bucket,
+            cause=cause,
         ) from None
     except _ON_THE_WAY as error:
         untrusted = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+        cause = _cause(error)
         raise RetryLater(
-            f"the bucket cannot be reached: {type(error).__name__}: {str(error)[:300]}",
+            f"the bucket cannot be reached: {cause}",
             kind="bucket-unreachable",
             hint="Does its certificate come from a private authority? The hub has to be told its file"
             if untrusted
             else None,
             bucket=bucket,
+            cause=cause,
         ) from error
     except BotoCoreError as error:
         raise Internal(f"a request to the bucket was not well-formed: {str(error)[:300]}", bucket=bucket) from error
@@ -176,6 +181,12 @@ def _from_answer(error: ClientError, bucket: str) -> EntrepotError:
             return RetryLater(f"the bucket is out of order: {code}", kind="bucket-unreachable", **about)
         case _:
             return InvalidInput(f"the bucket refuses the request: {code}", kind="invalid-setting", **about)
+
+
+def _cause(error: BaseException) -> str:
+    """Why there was no answer; botocore keeps what it met beside its own words, which name the object."""
+    met = getattr(error, "kwargs", {}).get("error")
+    return cause_of(met if isinstance(met, BaseException) else error)
 
 
 def _no_keys(reason: str, bucket: str) -> Denied:

@@ -3,12 +3,16 @@
 boto3 takes five times as long for such a request as the request itself, and a thread. So its first try is made here, on
 the event loop, with the same signature, authorities and limits; it raises what boto3 would raise. Whatever fails is
 left to :mod:`.s3_calls`, which judges it, waits, tries again and looks closer as if it had made that try itself.
+
+An endpoint may send anything. What one answer can cost the event loop is bounded (:class:`_Rationed`); whoever goes
+beyond that is asked in threads for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import os
 import ssl
 import time
@@ -17,25 +21,37 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError, SSLError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.parsers import create_parser
 
-from entrepot.core.errors import RetryLater
 from entrepot_hub.adapters.buckets.interface import Binds, Head
 from entrepot_hub.adapters.buckets.s3_calls import head_of, span_of
 from entrepot_hub.adapters.buckets.s3_settings import S3Settings
 from entrepot_hub.adapters.buckets.s3_signing import Signer
-from entrepot_hub.adapters.buckets.s3_transport import MAX_ANSWER, clean
+from entrepot_hub.adapters.buckets.s3_transport import GOOD, MAX_HEADS, clean
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 #: The most bytes that are read on the event loop. More is a thread's.
 SHORT: Final = 1 << 20
-#: An error that is longer is not read for its code.
-_MAX_ERROR: Final = 64 << 10
+#: An error that is longer is a thread's: it takes time to be read for its code.
+_SHORT_ERROR: Final = 8 << 10
+#: What the event loop takes of one answer, in bytes: of its head, of all of it, and of it without a stated length.
+_HEAD: Final = 32 << 10
+_WHOLE: Final = 2 * SHORT
+_CHUNKED: Final = 8 << 10
+#: In how many reads it may come: so many, and one more for each so many bytes.
+_READS: Final = 64
+_PER_READ: Final = 512
+#: So many bytes are parsed at once while they may hold anything. A hundred heads take about a millisecond.
+_MORSEL: Final = 1 << 10
+#: The seconds for which a bucket whose endpoint went beyond that is left to boto3 and its threads.
+_SHUNNED: Final = 60.0
 #: The seconds that closing leaves to what it has ended.
 _GRACE: Final = 4.0
 
@@ -49,7 +65,7 @@ class Looks:
     for those are read from a file.
 
     Raises what boto3 raises, :class:`Unfit`, ``TimeoutError`` after :meth:`aclose` and when the whole takes too long,
-    and ``RetryLater(bucket-unreachable)`` for an answer that never ends or is none of an S3 server.
+    and ``RetryLater(bucket-unreachable)`` for an answer that is none of an S3 server.
     """
 
     def __init__(self, settings: S3Settings, client: S3Client) -> None:
@@ -63,6 +79,12 @@ class Looks:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
+        self._shunned = 0.0
+
+    @property
+    def shunned(self) -> bool:
+        """Whether the endpoint lately sent what would keep the event loop busy: it is asked in threads for a while."""
+        return time.monotonic() < self._shunned
 
     async def head(self, pair: ReadOnlyCredentials, binds: Binds, key: str) -> Head:
         """The object."""
@@ -116,7 +138,9 @@ class Looks:
                 self._under_way(scope),
                 self._opened().request(method, f"{self._base}/{key}", headers=signed, allow_redirects=False) as answer,
             ):
-                if method == "HEAD" and answer.status >= 300 and answer.status < 404:
+                if answer.status < 300 and answer.status not in GOOD:
+                    raise Unfit
+                if method == "HEAD" and 300 <= answer.status < 404:
                     raise Unfit  # some say why behind such a head; boto3 hears them
                 if answer.status >= 300:
                     raise await _refusal(answer, method, secret)
@@ -143,12 +167,17 @@ class Looks:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             settings = self._settings
+            connector = aiohttp.TCPConnector(
+                limit=settings.threads,
+                ssl=True if self._tls is None else self._tls,
+                resolver=aiohttp.ThreadedResolver(),
+            )
+            # aiohttp has no setting for what it reads with.
+            connector._factory = functools.partial(  # type: ignore[assignment]
+                _Rationed, asyncio.get_running_loop(), self._shun
+            )
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=settings.threads,
-                    ssl=True if self._tls is None else self._tls,
-                    resolver=aiohttp.ThreadedResolver(),
-                ),
+                connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_timeout, sock_read=settings.read_timeout),
                 headers={"Accept-Encoding": "identity", "User-Agent": "entrepot-hub"},
@@ -156,6 +185,9 @@ class Looks:
                 middlewares=(_once,),
             )
         return self._session
+
+    def _shun(self) -> None:
+        self._shunned = time.monotonic() + _SHUNNED
 
 
 def goes_by_proxy(client: S3Client, settings: S3Settings) -> bool:
@@ -190,6 +222,92 @@ async def _once(request: aiohttp.ClientRequest, handler: Callable[..., Any]) -> 
     return answer
 
 
+class _Rationed(ResponseHandler):
+    """aiohttp's end of a connection, which takes of an answer no more than an S3 server would send.
+
+    One with more heads, bytes or pieces is cut off with :class:`Unfit`, and ``told`` is called: else an endpoint
+    could keep the event loop busy for as long as it likes. What may hold anything is parsed in morsels, for aiohttp
+    would parse a quarter of a megabyte of it, ten thousand heads, before anybody could look at the first.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, told: Callable[[], None]) -> None:
+        super().__init__(loop)
+        self._told = told
+        self._shut = False
+        self._body: aiohttp.StreamReader | None = None
+        self._length: int | None = None
+        self._restart()
+
+    def set_response_params(self, **params: Any) -> None:
+        """The next answer is to come."""
+        self._restart()
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
+        """A head."""
+        message, body = data
+        self._heads += 1
+        if self._body is None and (message.code >= 200 or message.code == 101):
+            length = message.headers.get("Content-Length", "")
+            self._body = body
+            self._length = int(length) if length.isdecimal() else None
+            if message.chunked:
+                self._morsel = _MORSEL
+                self._most = self._taken + _CHUNKED
+            else:
+                self._morsel = self._most = _WHOLE
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        """A read; an empty one lets aiohttp go on with what it put off."""
+        if self._shut:
+            return
+        if not data:
+            super().data_received(data)
+            return
+        self._reads += 1
+        start = 0
+        while start < len(data) and self.exception() is None:
+            if self._body is not None and self._body.is_eof():
+                self._cut()  # nobody asked for what comes now
+                return
+            if self._heads > MAX_HEADS or self._taken >= self._most or self._reads > self._reads_allowed():
+                self._told()
+                self._cut(Unfit())
+                return
+            morsel = data[start : start + self._next()]
+            start += len(morsel)
+            self._taken += len(morsel)
+            super().data_received(morsel)
+
+    def _restart(self) -> None:
+        self._heads = self._reads = self._taken = 0
+        self._most = _HEAD
+        self._morsel = _MORSEL
+        self._body = None
+        self._length = None
+
+    def _reads_allowed(self) -> int:
+        return _READS + self._taken // _PER_READ
+
+    def _next(self) -> int:
+        """How much to parse at once. A body goes as one piece, and what follows it apart."""
+        if self._body is None or self._length is None:
+            return self._morsel
+        return max(self._length - self._body.total_bytes, 1)
+
+    def _cut(self, error: Exception | None = None) -> None:
+        self._shut = True
+        self.force_close()
+        if error is not None:
+            self.set_exception(error)
+            if self._payload is not None:
+                self._payload.set_exception(error)
+                self._payload = None
+        if self.transport is not None:
+            self.transport.abort()
+
+
 async def _some(answer: aiohttp.ClientResponse, most: int, enough: int) -> bytes:
     """The body until its end, until there are more than ``most`` bytes or more than ``enough`` of them."""
     data = bytearray()
@@ -202,16 +320,17 @@ async def _some(answer: aiohttp.ClientResponse, most: int, enough: int) -> bytes
 
 async def _refusal(answer: aiohttp.ClientResponse, method: str, secret: str) -> Exception:
     """What boto3 raises for an answer that is none of the good ones."""
-    body = b"" if method == "HEAD" else await _some(answer, MAX_ANSWER, MAX_ANSWER)
-    if len(body) > MAX_ANSWER:
-        return RetryLater(
-            f"the bucket's endpoint answers with more than {MAX_ANSWER >> 20} MiB",
-            kind="bucket-unreachable",
-            hint="Is it an S3 server?",
-        )
+    body = b""
+    if method != "HEAD":
+        if (answer.content_length or 0) > _SHORT_ERROR:
+            raise Unfit
+        body = await _some(answer, _SHORT_ERROR, _SHORT_ERROR)
+        # What declarations make of it may be long. UTF-16 would hide them.
+        if len(body) > _SHORT_ERROR or b"<!" in body or b"\0" in body:
+            raise Unfit
     headers = {name.lower(): value for name, value in answer.headers.items()}
     parsed: dict[str, Any] = {}
-    if 0 < len(body) <= _MAX_ERROR and answer.status > 300:
+    if body and answer.status > 300:
         parsed = create_parser("rest-xml").parse(
             {"status_code": answer.status, "headers": headers, "body": body},
             None,  # type: ignore[arg-type]  # of an error no shape is known

@@ -7,6 +7,7 @@ bucket are known, so that closing it ends the waits of its threads.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import re
 import socket
@@ -30,7 +31,16 @@ from entrepot.core.errors import RetryLater
 
 #: The most bytes of an answer that is no object: a page of a thousand long keys has less than 2 MiB.
 MAX_ANSWER: Final = 8 << 20
+#: An error that is longer is not read for its code: that takes time, and no S3 server sends one.
+MAX_ERROR: Final = 32 << 10
+#: The most heads of one answer; those before the last say that it is to come.
+MAX_HEADS: Final = 4
+#: The statuses with which an object, or part of it, is shown.
+GOOD: Final = frozenset({200, 206})
 _PIECE: Final = 64 << 10
+#: In how many pieces an answer may come: so many, and one more for each so many bytes. Each takes a thread's time.
+_PIECES: Final = 1024
+_PER_PIECE: Final = 64
 #: What an error's code looks like, with every provider. Anything else is not quoted.
 _CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SECRET: Final = ("Authorization", "X-Amz-Security-Token")
@@ -121,12 +131,14 @@ class _Bounded:
         # Else it would be read here and now, all of it.
         request.stream_output = True
         answer: Any = self._session.send(request)
+        _check_status(request.method, an_object, answer)
         secret = "\n".join(_text(request.headers.get(name, "")) for name in _SECRET)
         if an_object and answer.status_code < 300:
             object_body = _Object(answer.raw)
             self._sockets.hold(object_body)
             return _Answer(answer, object_body, secret)
-        body = _Whole(_read(answer.raw, end))
+        data = _read(answer.raw, end)
+        body = _Whole(b"" if answer.status_code >= 300 and len(data) > MAX_ERROR else data)
         if self._sockets.ended:
             raise ConnectionError("the bucket is closed")
         return _Answer(answer, body, secret)
@@ -149,10 +161,14 @@ class _Object:
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
+        self._pieces = self._size = 0
 
     def read(self, amount: int) -> bytes:
         """At most so many bytes; none at the end."""
         data: bytes = self._raw.read1(amount)
+        self._pieces += 1
+        self._size += len(data)
+        _check_pieces(self._pieces, self._size)
         return data
 
     def close(self) -> None:
@@ -171,6 +187,23 @@ class _Whole:
         yield self._data
 
 
+def _check_pieces(count: int, size: int) -> None:
+    if count > _PIECES + size // _PER_PIECE:
+        raise RetryLater("the bucket's answer comes in too many pieces", kind="bucket-unreachable")
+
+
+def _check_status(method: str, an_object: bool, answer: Any) -> None:
+    status = answer.status_code
+    if status >= 300 or status in GOOD or (status >= 200 and not an_object and method != "HEAD"):
+        return
+    answer.raw.close()
+    raise RetryLater(
+        f"the bucket's endpoint answers with status {status}",
+        kind="bucket-unreachable",
+        hint="Is it an S3 server?",
+    )
+
+
 def _read(raw: Any, end: float) -> bytes:
     pieces, size = [], 0
     try:
@@ -184,6 +217,7 @@ def _read(raw: Any, end: float) -> bytes:
                     kind="bucket-unreachable",
                     hint="Is it an S3 server?",
                 )
+            _check_pieces(len(pieces), size)
             if time.monotonic() > end:
                 raise RetryLater("the bucket's answer comes too slowly", kind="bucket-unreachable")
     except BaseException:
@@ -210,13 +244,29 @@ class _Headers(logging.Filter):
 _HEADERS: Final = _Headers()
 
 
+class _Reply(http.client.HTTPResponse):
+    """http.client itself would listen without end to an endpoint that says that its answer is to come."""
+
+    _heads = 0
+
+    def _read_status(self) -> Any:
+        self._heads += 1
+        if self._heads > MAX_HEADS:
+            raise http.client.HTTPException("too many heads")
+        return super()._read_status()  # type: ignore[misc]  # http.client has no setting for it
+
+
 def _pools(sockets: Sockets) -> dict[str, type]:
     class Plain(AWSHTTPConnection):
+        response_class = _Reply  # type: ignore[assignment]
+
         def connect(self) -> None:
             super().connect()
             sockets.add(self.sock)
 
     class Secured(AWSHTTPSConnection):
+        response_class = _Reply  # type: ignore[assignment]
+
         def connect(self) -> None:
             super().connect()
             sockets.add(self.sock)

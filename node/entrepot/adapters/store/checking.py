@@ -42,13 +42,14 @@ class Checker:
     def verify(self, stop: Flag, stream: StreamId, *, progress: Progress | None) -> Verification:
         """See :meth:`Store.verify`."""
         known = self._reader.known(stream)
-        checked = 0
+        checked = whole = 0
         bad: dict[Path, tuple[int, ...]] = {}
         missing: list[Path] = []
         for content in known.contents:
             if self._reader.current(content, known.opening.length) is None:
                 if not content.stored and self._still_holds(known, content, progress, stop):
                     checked += -(-known.opening.length // (LEAF << _WHOLE_LEVEL))
+                    whole += 1
                 else:
                     missing.append(content.path)
                 continue
@@ -56,9 +57,11 @@ class Checker:
             checked += count
             if spoiled:
                 bad[content.path] = tuple(spoiled)
+            elif content.complete:
+                whole += 1
         if bad:
             self._reader.forget(stream)
-        return Verification(stream, checked, bad, tuple(missing))
+        return Verification(stream, checked, bad, tuple(missing), whole)
 
     def _check(self, known: Known, content: Content, stop: Flag, progress: Progress | None) -> tuple[int, list[int]]:
         """How many miniblocks were hashed and which are bad; the catalogue knows afterwards."""

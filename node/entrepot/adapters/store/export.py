@@ -24,10 +24,10 @@ from entrepot.adapters.files import (
     require_space,
     same_file_system,
     sync_folder,
-    temporary_beside,
     translated,
 )
 from entrepot.adapters.hashing import Flag
+from entrepot.adapters.outputs import temporary_beside, writing_output
 from entrepot.adapters.store import catalogue
 from entrepot.adapters.store.catalogue import Content, Known
 from entrepot.adapters.store.database import Database
@@ -63,13 +63,14 @@ class Exporter:
                 return How.LINKED
         if there and not force:
             raise _exists(target)
-        if self._reflink(known, content, identity, target, force):
-            return How.REFLINK
-        if content.stored and same_file_system(content.path, target.parent):
-            self._move(known, content, identity, target, force)
-            return How.MOVED
-        self._copy(known, content, identity, target, force, stop)
-        return How.COPIED
+        with writing_output(target.parent, self._reserve):
+            if self._reflink(known, content, identity, target, force):
+                return How.REFLINK
+            if content.stored and same_file_system(content.path, target.parent):
+                self._move(known, content, identity, target, force)
+                return How.MOVED
+            self._copy(known, content, identity, target, force, stop)
+            return How.COPIED
 
     def _target(self, output: Path) -> Path:
         if not output.name or output.name in (".", ".."):

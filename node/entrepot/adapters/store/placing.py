@@ -30,10 +30,10 @@ from entrepot.adapters.files import (
     require_space,
     sync_data,
     sync_folder,
-    temporary_beside,
     translated,
     write_at,
 )
+from entrepot.adapters.outputs import temporary_beside, writing_output
 from entrepot.adapters.store import catalogue
 from entrepot.adapters.store.checkpoints import now_ms
 from entrepot.adapters.store.database import Database
@@ -191,7 +191,8 @@ class Placer:
             with translated(folder):
                 if not folder.is_dir():
                     raise NotFound(f"there is no folder {folder}", kind="no-such-file", path=str(folder))
-            require_space(folder, needed, self._reserve)
+            with writing_output(folder, self._reserve):
+                require_space(folder, needed, self._reserve)
             folders[output.parent] = folder
         target = folder / output.name
         with translated(target):
@@ -202,19 +203,23 @@ class Placer:
                     hint="Choose another name, or let it be replaced (--force).",
                     path=str(target),
                 )
+        with writing_output(folder, self._reserve):
+            temporary, identity = self._written(one.data, target)
+        return _Placed(one, target, temporary, identity)
+
+    def _written(self, data: bytes, target: Path) -> tuple[Path, FileIdentity]:
         temporary = temporary_beside(target)
         descriptor = open_writable(temporary, create=True)
         try:
-            write_at(descriptor, one.data, 0, temporary)
+            write_at(descriptor, data, 0, temporary)
             if self._synced:
                 sync_data(descriptor, temporary)
-            identity = identify_open(descriptor)
+            return temporary, identify_open(descriptor)
         except BaseException:
             _discard(temporary)
             raise
         finally:
             os.close(descriptor)
-        return _Placed(one, target, temporary, identity)
 
     def _settle(self, placed: dict[int, _Placed], dropped: list[_Placed], results: list[EntrepotError | None]) -> None:
         """Lets the links of files that have their names count, and forgets those of the others. One that somebody

@@ -22,7 +22,7 @@ class StoreSettings:
     synced: bool = True  #: False: faster, and a power cut may cost the store
     workers: int = 4  #: threads for files
     hashers: int = 2  #: further threads for hashing
-    reserve: int = 64 << 20  #: left free on the disk at all times
+    reserve: int = 64 << 20  #: left free at all times on the disk, and on that of a file that is fetched
     flush_bytes: int = 32 << 20  #: verified bytes not yet recorded before writers wait
     flush_after: float = 0.25  #: longest time a verified miniblock stays unrecorded
     tree_cache: int = 32 << 20  #: memory for Merkle nodes of streams in use
@@ -123,12 +123,14 @@ class How(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check of a stream found: ``bad`` maps each file to the numbers of its bad miniblocks."""
+    """What a check of a stream found: ``bad`` maps each file to the numbers of its bad miniblocks; ``whole``: how many
+    files have all of the stream."""
 
     stream: StreamId
     checked: int
     bad: Mapping[Path, tuple[int, ...]]
     missing: tuple[Path, ...]
+    whole: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from entrepot.adapters.store.records import (
     Verification,
 )
 from entrepot.adapters.store.schema import MIGRATIONS
-from entrepot.core.errors import Conflict, Corrupt, EntrepotError, Internal, InvalidInput, NotFound
+from entrepot.core.errors import Conflict, Corrupt, EntrepotError, Internal, InvalidInput, NotFound, RetryLater
 from entrepot.core.identifiers import Opening, StreamId, StreamKind
 from entrepot.core.lock import SchemaLock
 from entrepot.core.messages import DigestKind
@@ -433,12 +433,18 @@ class Store:
         if data is None:
             raise InvalidInput("the stream is not here yet", stream=str(fetch.stream))
         wanted = Placement(fetch, data, scope, name, output, force)
-        if await self._open.placements.put(wanted) is None:
+        refused = await self._open.placements.put(wanted)
+        if refused is None:
             return How.MOVED
-        async with await self.begin(fetch.stream, fetch.opening, fetch.lock, scope, name) as kept:
-            if not kept.complete:
-                await self._run(lambda: kept.write_verified(kept.accept_header(0, fetch.raw_header), 0, data))
-            await kept.finish()
+        try:
+            async with await self.begin(fetch.stream, fetch.opening, fetch.lock, scope, name) as kept:
+                if not kept.complete:
+                    await self._run(lambda: kept.write_verified(kept.accept_header(0, fetch.raw_header), 0, data))
+                await kept.finish()
+        except RetryLater as error:
+            if "output" in refused.data and error.kind == "disk-full":
+                raise refused from None  # no room here either: where it should have gone is what the caller knows of
+            raise
         return await self.export(fetch.stream, output, force)
 
     async def verify(self, stream: StreamId, *, progress: Progress | None = None) -> Verification:

@@ -21,6 +21,8 @@ _WRONG_BYTES: Final = frozenset(
     {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "Md5Mismatch"}
 )
 _EXPIRED: Final = frozenset({"ExpiredToken", "AccessDenied", "AuthenticationFailed", "RequestTimeTooSkewed"})
+#: The key that signed is refused, whatever was signed when.
+_WRONG_KEY: Final = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"})
 _AGAIN: Final = frozenset({"ConditionalRequestConflict", "OperationAborted", "IncompleteBody", "RequestTimeout"})
 
 
@@ -108,11 +110,14 @@ def refusal(host: str, response: http.client.HTTPResponse, body: bytes) -> Entre
             host=host,
         )
     if status in (400, 401, 403):
-        expired = status == 403 or code in _EXPIRED or b"xpired" in body
+        wrong = code in _WRONG_KEY and b"xpired" not in body
+        expired = not wrong and (status == 403 or code in _EXPIRED or b"xpired" in body)
+        old = "The signed URL is too old, or this machine's clock or the hub's is wrong."
+        key = "The bucket does not accept the hub's key: whoever runs the hub can ask `entrepot-hub channel doctor`."
         return Denied(
             f"the bucket at {host} refused the request: it {said}",
             kind="expired" if expired else "denied",
-            hint="The signed URL is too old, or this machine's clock or the hub's is wrong." if expired else None,
+            hint=old if expired else key if wrong else None,
             status=status,
             code=code,
             host=host,

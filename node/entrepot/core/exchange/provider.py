@@ -8,7 +8,6 @@ may be lost: accept and done are repeated until answered.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -37,10 +36,6 @@ from entrepot.core.ranges import MAX_PAIRS, Pair
 DONE_PATIENCE = 30.0
 #: Where an upload takes this part of a lease or less, what comes next is accepted before a slot is free.
 QUICK = 16
-#: Where an upload takes this part of a lease or less, what an object costs is its messages: so many times as many as
-#: there are slots are prepared and accepted, and nearly as many are under way as a node may have.
-BRIEF = 400
-MORE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +135,7 @@ class Provider:
         self.session = session
         self._settings = settings
         self._tasks: dict[bytes, _Task] = {}
-        self._took = math.inf  # seconds that an upload took lately
+        self._took = float("inf")  # seconds that the last upload took
 
     @property
     def free(self) -> int:
@@ -162,7 +157,7 @@ class Provider:
             session=self.session,
             opening=opening.encode(),
             ranges=tuple(ranges)[:MAX_PAIRS],
-            slots=max(self._room - len(self._tasks), 0),
+            slots=max(self._settings.slots + self._settings.queue - len(self._tasks), 0),
         )
         return [SendOffer(seek.hub, offer)]
 
@@ -174,7 +169,7 @@ class Provider:
             return self._stopped(grant.grant, now)
         if task is not None:
             return []
-        if len(self._tasks) >= self._room:
+        if len(self._tasks) >= self._settings.slots + self._settings.queue:
             busy = RetryLater("all upload slots are taken", kind="busy")
             return [SendDone(Done(lock=grant.lock, grant=grant.grant, error=reason_of(busy)))]
         task = _Task(grant, Stage.QUEUED, now + grant.lease / 1000)
@@ -245,8 +240,7 @@ class Provider:
         """The PUT ended, well or not. Whichever: the hub is told to look."""
         task = self._at(grant, Stage.UPLOADING)
         if task is not None:
-            took = now - task.began_at if error is None else math.inf
-            self._took = took if math.isinf(self._took) else (3 * self._took + took) / 4
+            self._took = now - task.began_at if error is None else float("inf")
         return self._report(grant, error, now)
 
     def done_answered(self, grant: bytes, ack: Ack, now: float) -> list[Effect]:
@@ -320,16 +314,6 @@ class Provider:
         """When a task of a stage that nothing renews is given up."""
         return task.lease_until - (self._settings.lease / _BEFORE_END if task.stage is Stage.WAITING else 0.0)
 
-    @property
-    def _brief(self) -> bool:
-        return self._took <= self._settings.lease / BRIEF
-
-    @property
-    def _room(self) -> int:
-        """Grants that may be under way."""
-        room = self._settings.slots + self._settings.queue
-        return max(room, self._settings.uploads - room) if self._brief and self._settings.queue else room
-
     def _busy(self) -> int:
         return sum(task.stage in _ACTIVE for task in self._tasks.values())
 
@@ -338,7 +322,7 @@ class Provider:
         upload is quick, while the slots are still taken, so that none is idle for that long."""
         effects: list[Effect] = []
         slots, uploading, active = self._settings.slots, self._uploading(), self._busy()
-        most = slots * (MORE if self._brief else 2 if self._took <= self._settings.lease / QUICK else 1)
+        most = 2 * slots if self._took <= self._settings.lease / QUICK else slots
         for task in self._tasks.values():
             if task.stage is Stage.WAITING and task.put is not None and uploading < slots and now < task.lease_until:
                 uploading += 1

@@ -266,7 +266,7 @@ class Requester:
                     Tell("missing", Missing(lock=self._lock, stream=self.stream.raw, number=number, etag=etag))
                 )
             case Denied():
-                self._reason = error
+                self._reason = self._trouble = error
             case RetryLater() if error.kind != "disk-full":
                 self._reason = self._trouble = error
             case _:
@@ -437,7 +437,7 @@ class Requester:
         return RetryLater(
             f"nothing arrived for {self._patience:g} s",
             kind="deadline",
-            hint="The holder may be slow or gone: try again, or wait longer with --wait.",
+            hint="The holder may be slow, or gone meanwhile: try again, or give it more time with --timeout.",
             seconds=self._patience,
         )
 
