@@ -10,7 +10,7 @@ from entrepot_hub.services.reach import AWAY, TRY, Reach
 
 STREAM = bytes(32)
 REFUSED = Denied("the bucket does not accept the hub's key", bucket="b", status=403)
-KEYLESS = Denied("the hub finds no keys for the bucket: /root/.aws", bucket="b")
+KEYLESS = Denied("the hub finds no keys for the bucket: the folder of keys", bucket="b")
 AWAY_NOW = RetryLater("the bucket cannot be reached: Connection refused", kind="bucket-unreachable", cause="no route")
 
 

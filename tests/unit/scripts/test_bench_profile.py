@@ -13,8 +13,8 @@ STACKS = """\
 Thread._bootstrap (threading.py:1030);do_execute (sqlalchemy/engine/default.py:952) 2
 Thread._bootstrap (threading.py:1030);_prepare (sqlalchemy/engine/base.py:1) 1
 _find_and_load (<frozen importlib._bootstrap>:1360) 1
-Thread._bootstrap (threading.py:1030);put (/home/somebody/entrepot/core/lock.py:3) 4
-Thread._bootstrap (threading.py:1030);ask (/home/somebody/elsewhere.py:3) 3
+Thread._bootstrap (threading.py:1030);put (/srv/some/entrepot/core/lock.py:3) 4
+Thread._bootstrap (threading.py:1030);ask (/srv/some/elsewhere.py:3) 3
 Row.__init__ (<string>:3) 1
 <module> (entrepot-hub:8);EpollSelector.select (selectors.py:468) 1
 Thread._bootstrap (threading.py:1030);_worker (concurrent/futures/thread.py:89) 1
